@@ -1,0 +1,77 @@
+"""What the rest of Attune knows of an encoder.
+
+Letters: B queries, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from encoders.preprocessing import ImageSpec
+
+Modality = Literal["image", "text"]
+MODALITIES: tuple[Modality, ...] = ("image", "text")
+
+
+class EncoderError(Exception):
+    """The encoder cannot be loaded or cannot take this input."""
+
+
+class UnsupportedEncoder(EncoderError):
+    """The folder or hub name is no dual encoder that Attune can adapt."""
+
+
+class BadImage(EncoderError):
+    """The bytes are no picture, or one that is refused before decoding (format, pixels)."""
+
+
+class ImageTooLarge(BadImage):
+    """The picture's header announces more pixels, or its bytes are more, than is allowed."""
+
+
+class Inputs(Protocol):
+    """A prepared batch on the encoder's device: everything up to the first adaptable parameter."""
+
+    def __len__(self) -> int: ...
+
+
+class Tower(Protocol):
+    """The encoder of one modality.
+
+    `parameters` maps the name of each adaptable parameter to its frozen source value (fp32, on the
+    encoder's device), in module order.
+    """
+
+    modality: Modality
+    parameters: Mapping[str, torch.Tensor]
+
+    def prepare(self, items: Sequence[str] | Sequence[np.ndarray]) -> Inputs:
+        """Texts, or pixels uint8 [3, H, W] of the encoder's input size, to a batch. No gradient."""
+
+    # Inputs are made by this tower's own `prepare`, hence Any here.
+    def encode(self, inputs: Any, parameters: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Unit rows [B, D], fp32 (fp64 where the encoder is fp64).
+
+        With `parameters` (all names of `self.parameters`) those values are used in place of the source
+        values and the result is differentiable in them; without, the source model answers. The module
+        itself is left unchanged.
+        """
+
+
+class Encoder(Protocol):
+    name: str
+    dimension: int
+    fingerprint: str
+    """Hex digest over weights, configuration, tokeniser and preprocessing."""
+    temperature: float
+    """The model's own softmax temperature, 1 / exp(logit_scale)."""
+    device: torch.device
+    dtype_name: str
+    """"fp32" or "bf16": the inference dtype."""
+    image_spec: ImageSpec
+    towers: Mapping[Modality, Tower]
