@@ -1,0 +1,109 @@
+"""What an adaptation method is, and what it sees of a batch.
+
+Letters: B queries, G gallery items, D features. A *step* is one forward, loss, backward and update;
+a method makes `steps` of them on each batch (K in the papers).
+
+The caller (service/pipeline.py) owns the loop over steps, the forwards and the decision which forward
+answers; a method owns what it remembers and how it learns:
+
+    for step in range(method.steps):
+        forward = Forward(features, candidates, step)
+        method.observe(state, forward)             # memory, no gradient
+        answer = method.answer(state, forward)     # only the last step's is used
+        report = method.learn(state, forward)      # loss, backward, update
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from adapters.state import AdaptationState
+
+
+class AdapterError(Exception):
+    """Root of the errors of this package."""
+
+
+class UnknownMethod(AdapterError):
+    """No method of that name."""
+
+
+class BadSettings(AdapterError):
+    """A method setting is unknown or out of its range."""
+
+
+class StateMismatch(AdapterError):
+    """A state was made by another method, another encoder or other parameters."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward pass of the batch being adapted.
+
+    queries     [B, D] unit rows; differentiable in the state's parameters when the method learns
+    candidates  [B, D] unit rows, constant: each query's nearest gallery vector under the same weights
+    step        0-based step within the batch
+    """
+
+    queries: Tensor
+    candidates: Tensor
+    step: int
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one `learn` did. `losses` holds detached scalars (no synchronisation until they are read)."""
+
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    applied: bool = False
+    finite: bool = True
+    reason: str = ""
+
+    @classmethod
+    def skipped(cls, reason: str) -> StepReport:
+        return cls(reason=reason)
+
+    @classmethod
+    def undone(cls, reason: str) -> StepReport:
+        """A loss or gradient was not finite: the caller drops the working state."""
+        return cls(finite=False, reason=reason)
+
+
+class Method(Protocol):
+    """An adaptation algorithm. Immutable: everything that changes lives in the state."""
+
+    name: str
+    steps: int
+    """Forwards per batch."""
+    learns: bool
+    """Whether `learn` needs the gradient of the features."""
+    predict_after_update: bool
+    """Whether the answer comes from one more forward after the last update."""
+
+    def initial_state(self, *, fingerprint: str, parameters: Mapping[str, Tensor]) -> AdaptationState:
+        """The source state: a copy of the encoder's adaptable parameters, nothing remembered."""
+
+    def observe(self, state: AdaptationState, forward: Forward) -> None:
+        """Remember what this forward shows. Changes `state`; never uses or keeps a gradient."""
+
+    def answer(self, state: AdaptationState, forward: Forward) -> Tensor:
+        """Features [B, D] to rank the gallery by, for the batch of `forward`. Reads `state` only."""
+
+    def answer_alone(self, state: AdaptationState, queries: Tensor) -> Tensor:
+        """Like `answer`, for queries [B, D] answered at once, which form no batch of their own."""
+
+    def learn(self, state: AdaptationState, forward: Forward) -> StepReport:
+        """Loss, gradient and update of `state` in place. A report that is not finite means: drop it."""
+
+    def drift(self, state: AdaptationState, forward: Forward) -> Mapping[str, Tensor]:
+        """Scalars that describe how far this batch is from source-like data (no gradient)."""
+
+
+def at_least_fp32(features: Tensor) -> Tensor:
+    """Losses are computed in fp32 whatever the inference dtype; fp64 stays."""
+    return features if features.dtype == torch.float64 else features.float()

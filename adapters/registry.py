@@ -1,0 +1,56 @@
+"""Methods by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from adapters.base import BadSettings, Method, UnknownMethod
+from adapters.settings import MethodSettings
+from adapters.source import Source, SourceSettings
+from adapters.tcr import TCR, TCRSettings
+from adapters.tcr_untrain import TCRUntrain, TCRUntrainSettings
+
+
+@dataclass(frozen=True)
+class Registered:
+    settings: type[MethodSettings]
+    build: Callable[[Any], Method]
+    summary: str
+
+
+METHODS: Mapping[str, Registered] = {
+    "source": Registered(SourceSettings, Source, "The frozen model; never adapts."),
+    "tcr": Registered(TCRSettings, TCR, "Norm parameters learn per batch (TCR, ICLR 2025)."),
+    "tcr_untrain": Registered(
+        TCRUntrainSettings, TCRUntrain, "Queries are rectified without training (TCR, Eq. 12-13)."
+    ),
+}
+
+
+def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
+    """The method `name` with `settings` over its defaults. Raises UnknownMethod, BadSettings."""
+    if name not in METHODS:
+        raise UnknownMethod(f"unknown method {name!r}; there are {', '.join(METHODS)}{_nearest(name, METHODS)}")
+    registered = METHODS[name]
+    known = registered.settings.model_fields
+    for key in settings or {}:
+        if key not in known:
+            raise BadSettings(
+                f"{name} has no setting {key!r}; it has {', '.join(known) or 'none'}{_nearest(key, known)}"
+            )
+    try:
+        return registered.build(registered.settings(**(settings or {})))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadSettings(f"{name}: {where}: {first['msg']}, got {first['input']!r}") from error
+
+
+def _nearest(name: str, names: Mapping[str, Any]) -> str:
+    close = get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,174 @@
+"""What travels between the routes, the queue and the worker. Plain data, no torch, no HTTP.
+
+Letters: B queries of a batch, D features, H x W pixels of the encoder's input.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Mode = Literal["sync", "async", "off"]
+AskedMode = Literal["auto", "sync", "async", "off"]
+QueryKind = Literal["text", "image", "embedding"]
+Target = Literal["image", "text"]
+AskedTarget = Literal["auto", "image", "text"]
+Status = Literal["applied", "applying", "queued", "skipped", "undone", "off"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One thing to answer: exactly one of the three.
+
+    text       as the client wrote it
+    pixels     uint8 [3, H, W], already of the encoder's input size
+    embedding  float32 [D], finite, not zero
+    """
+
+    text: str | None = None
+    pixels: np.ndarray | None = None
+    embedding: np.ndarray | None = None
+
+    @property
+    def kind(self) -> QueryKind:
+        if self.text is not None:
+            return "text"
+        return "image" if self.pixels is not None else "embedding"
+
+
+@dataclass(frozen=True)
+class RetrieveRequest:
+    """One call of /retrieve, validated, pictures decoded."""
+
+    queries: tuple[Query, ...]
+    gallery: str | None = None
+    """None: the server's default gallery."""
+    stream: str = "default"
+    k: int = 10
+    target: AskedTarget = "auto"
+    adapt: AskedMode = "auto"
+    filter: Mapping[str, Any] | None = None
+    deadline_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class TrackKey:
+    """Which adaptation state a query belongs to."""
+
+    stream: str
+    gallery: str
+    query_kind: QueryKind
+    target: Target
+
+    @property
+    def direction(self) -> str:
+        return f"{self.query_kind}->{self.target}"
+
+    @property
+    def name(self) -> str:
+        """Unique within a stream: `gallery/direction`."""
+        return f"{self.gallery}/{self.direction}"
+
+
+@dataclass(frozen=True)
+class RankedHit:
+    id: str
+    score: float
+    payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What happened to the batch that a query was part of.
+
+    state_version  version of the state whose parameters ranked the answer
+    status         applied: all updates of this batch are in; applying: answered before the last update;
+                   queued: will adapt in the background; skipped, undone, off: did not adapt, see reason
+    batch_size     queries that were encoded together
+    """
+
+    method: str
+    mode: Mode
+    direction: str
+    state_version: int
+    status: Status
+    reason: str
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds. `total_ms` runs from the acceptance of the request to its answer."""
+
+    wait_ms: float = 0.0
+    encode_ms: float = 0.0
+    search_ms: float = 0.0
+    adapt_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class JobAnswer:
+    """The answer to one job: hits per query in the job's order, best first."""
+
+    hits: tuple[tuple[RankedHit, ...], ...]
+    adaptation: Adaptation
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class AdaptationPart:
+    """The adaptation of the queries of one kind, for a request that mixes kinds."""
+
+    query_indices: tuple[int, ...]
+    adaptation: Adaptation
+
+
+@dataclass(frozen=True)
+class RetrieveAnswer:
+    """The answer to a request: hits in query order; one part per kind of query (nearly always one)."""
+
+    hits: tuple[tuple[RankedHit, ...], ...]
+    parts: tuple[AdaptationPart, ...]
+    timings: Timings
+    gallery: str
+    stream: str
+
+
+def new_id() -> str:
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True)
+class RetrieveJob:
+    """Queries of one request, one kind and at most one batch: what the queue holds and the worker answers."""
+
+    key: TrackKey
+    mode: Mode
+    queries: tuple[Query, ...]
+    k: int
+    filter: Mapping[str, Any] | None = None
+    id: str = field(default_factory=new_id)
+    accepted_at: float = 0.0
+    """time.monotonic() at acceptance."""
+    deadline_at: float | None = None
+
+    @property
+    def items(self) -> int:
+        return len(self.queries)
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """A gallery item as the client sent it; whatever has no vector yet is encoded with the source model."""
+
+    id: str
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    text: str | None = None
+    pixels: np.ndarray | None = None
+    embeddings: Mapping[Target, np.ndarray] = field(default_factory=dict)
+    """Ready vectors float32 [D] by modality, instead of text or pixels."""
