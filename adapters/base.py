@@ -57,21 +57,22 @@ class Forward:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one `learn` did. `losses` holds detached scalars (no synchronisation until they are read)."""
+    """What one `learn` did.
+
+    losses   detached scalars by name
+    applied  whether the state learned from the batch; else `reason` says why not
+    finite   bool scalar tensor, None = nothing to check; when false the caller drops the working state
+    Tensors are read by the caller, once per batch, so that a step never waits for the device.
+    """
 
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     applied: bool = False
-    finite: bool = True
+    finite: Tensor | None = None
     reason: str = ""
 
     @classmethod
     def skipped(cls, reason: str) -> StepReport:
         return cls(reason=reason)
-
-    @classmethod
-    def undone(cls, reason: str) -> StepReport:
-        """A loss or gradient was not finite: the caller drops the working state."""
-        return cls(finite=False, reason=reason)
 
 
 class Method(Protocol):
@@ -82,6 +83,8 @@ class Method(Protocol):
     """Forwards per batch."""
     learns: bool
     """Whether `learn` needs the gradient of the features."""
+    rectifies: bool
+    """Whether `answer` differs from the features of the forward (then the gallery is ranked once more)."""
     predict_after_update: bool
     """Whether the answer comes from one more forward after the last update."""
 
@@ -98,7 +101,7 @@ class Method(Protocol):
         """Like `answer`, for queries [B, D] answered at once, which form no batch of their own."""
 
     def learn(self, state: AdaptationState, forward: Forward) -> StepReport:
-        """Loss, gradient and update of `state` in place. A report that is not finite means: drop it."""
+        """Loss, gradient and update of `state` in place. Where the report is not finite: drop the state."""
 
     def drift(self, state: AdaptationState, forward: Forward) -> Mapping[str, Tensor]:
         """Scalars that describe how far this batch is from source-like data (no gradient)."""

@@ -21,6 +21,7 @@ class Source:
     name = "source"
     steps = 1
     learns = False
+    rectifies = False
     predict_after_update = False
 
     def __init__(self, settings: SourceSettings | None = None) -> None:

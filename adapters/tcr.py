@@ -59,6 +59,7 @@ class TCRSettings(MethodSettings):
 class TCR:
     name = "tcr"
     learns = True
+    rectifies = False
 
     def __init__(self, settings: TCRSettings | None = None) -> None:
         self.settings = settings or TCRSettings()
@@ -125,10 +126,10 @@ class TCR:
             + settings.weight_emg * terms["emg"]
         )
         grads = gradients(loss, state.parameters)
-        if not bool(all_finite({"loss": loss.detach(), **grads})):
-            return StepReport.undone("the loss or its gradient is not finite")
+        finite = all_finite({"loss": loss.detach(), **grads})
         adamw_step(state, grads, self._adamw)
-        return StepReport(losses={name: value.detach() for name, value in terms.items()}, applied=True)
+        losses = {name: value.detach() for name, value in terms.items()}
+        return StepReport(losses=losses, applied=True, finite=finite)
 
     @torch.no_grad()
     def drift(self, state: AdaptationState, forward: Forward) -> Mapping[str, Tensor]:

@@ -44,6 +44,7 @@ class TCRUntrain:
     name = "tcr_untrain"
     steps = 1
     learns = False
+    rectifies = True
     predict_after_update = False
 
     def __init__(self, settings: TCRUntrainSettings | None = None) -> None:
