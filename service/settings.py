@@ -1,0 +1,327 @@
+"""The one settings model of the server.
+
+A value is taken from the first of: constructor arguments (command-line flags), the environment
+(`ATTUNE_` + the name in capitals), a TOML file (`ATTUNE_CONFIG`, or `attune.toml` in the working
+directory), the default. A misspelt name in the environment or the file stops the start.
+
+`python -m service.settings` prints docs/settings.md.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+PREFIX = "ATTUNE_"
+DEFAULT_FILE = Path("attune.toml")
+GALLERY_NAME = r"^[a-z0-9](?:\.?[a-z0-9_-])*\.?$"
+
+OTHER_NAMES: Mapping[str, str] = {
+    "ATTUNE_CONFIG": "TOML file with settings (default: attune.toml in the working directory, if present)",
+    "ATTUNE_URL": "address of the server for the client commands and the Python client",
+    "ATTUNE_SHARED": "folder of the reference numbers, for the tests",
+}
+"""Names of the environment that are no setting of the server."""
+
+MIB = 1024 * 1024
+
+
+class ConfigurationError(ValueError):
+    """The settings cannot be read: an unknown name, an unreadable file, a value out of range."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set on a server. Frozen; plain values travel on."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+    )
+
+    # Where the server listens and writes
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on. Beyond loopback an admin key is required."
+    )
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severity of the log lines (JSON, on stderr)."
+    )
+    data_folder: Path = Field(
+        Path("attune-data"), description="Folder for galleries, stream states and snapshots; made if missing."
+    )
+    admin_key: SecretStr | None = Field(
+        None,
+        description="Key for the admin routes and all gallery changes, sent as `Authorization: Bearer KEY` "
+        "or `X-Attune-Admin-Key: KEY`. None: those routes are open, and only loopback is served.",
+    )
+
+    # Model and galleries
+    encoder: str = Field(
+        "demo", min_length=1, description="Dual encoder: `demo`, a local folder or a Hugging Face hub name."
+    )
+    device: str = Field(
+        "auto", min_length=1, description="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`."
+    )
+    dtype: Literal["fp32", "bf16"] = Field("fp32", description="Numbers that the encoder computes with.")
+    torch_threads: int | None = Field(
+        None, ge=1, description="Threads of one CPU operation. None: PyTorch's own choice."
+    )
+    default_gallery: str = Field(
+        "demo",
+        max_length=64,
+        pattern=GALLERY_NAME,
+        description="Gallery of requests that name none.",
+    )
+    demo_gallery_items: int = Field(
+        500,
+        ge=0,
+        le=100_000,
+        description="Items of the demo gallery that is built at the first start; 0: none.",
+    )
+    index: str = Field("flat", min_length=1, description="Index kind of new galleries that ask for none.")
+
+    # Adaptation
+    default_method: str = Field("tcr", min_length=1, description="Adaptation method of new streams.")
+    default_method_settings: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Settings of the default method over its own defaults (JSON in the environment).",
+    )
+    mode: Literal["auto", "sync", "async", "off"] = Field(
+        "auto",
+        description="What `adapt: auto` means: `auto` is `sync` for requests of at least `sync_from_items` "
+        "queries and `async` below; the others fix one.",
+    )
+    sync_from_items: int = Field(
+        16, ge=1, description="Queries from which on `auto` adapts before it answers."
+    )
+    batch_size: int = Field(64, ge=1, le=4096, description="Most queries of one adaptation batch.")
+    batch_max_wait_ms: float = Field(
+        2.0,
+        ge=0,
+        le=1000,
+        description="Milliseconds to wait for more queries of the same kind before encoding.",
+    )
+    gather_max_age_s: float = Field(
+        5.0,
+        gt=0,
+        description="Seconds after which queries gathered in the background adapt as a smaller batch.",
+    )
+    gather_min_items: int = Field(
+        16, ge=1, description="Fewest queries of such a smaller batch; below, gathering goes on."
+    )
+    gather_capacity_items: int = Field(
+        256,
+        ge=1,
+        description="Most queries that one track gathers; beyond, the oldest leave without adapting.",
+    )
+    answer_before_last_update: bool = Field(
+        True,
+        description="In `sync`, answer before the last update of the batch, which cannot change the answer.",
+    )
+
+    # Limits
+    queue_capacity_items: int = Field(
+        1024, ge=1, description="Most queries waiting at once; beyond, requests get 429 with Retry-After."
+    )
+    request_timeout_s: float = Field(
+        120.0, gt=0, description="Seconds after which a waiting request gets 504."
+    )
+    max_queries_per_request: int = Field(256, ge=1, description="Most queries of one /retrieve.")
+    max_k: int = Field(1000, ge=1, description="Most hits of one query.")
+    max_text_characters: int = Field(10_000, ge=1, description="Most characters of one text.")
+    max_image_bytes: int = Field(
+        20 * MIB, ge=1, description="Most bytes of one picture, as sent (decoded base64)."
+    )
+    max_image_pixels: int = Field(
+        64_000_000, ge=1, description="Most pixels of one picture, read from its header."
+    )
+    max_items_per_request: int = Field(
+        256, ge=1, description="Most gallery items added or removed by one request."
+    )
+    max_body_bytes: int = Field(64 * MIB, ge=1024, description="Most bytes of a request body.")
+    max_snapshot_bytes: int = Field(256 * MIB, ge=1024, description="Most bytes of an imported snapshot.")
+
+    # Streams and shutdown
+    max_streams: int = Field(
+        1000, ge=1, description="Most streams in memory; beyond, the least recently used is saved and leaves."
+    )
+    state_save_interval_s: float = Field(
+        30.0, gt=0, description="Seconds between saves of changed stream states."
+    )
+    shutdown_grace_s: float = Field(
+        30.0, ge=0, description="Seconds that accepted work gets to finish at shutdown."
+    )
+
+    @field_validator("admin_key")
+    @classmethod
+    def _key_fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        key = value.get_secret_value()
+        if not key or any(not "!" <= character <= "~" for character in key):
+            raise ValueError("an admin key is printable ASCII without spaces, because it travels in a header")
+        return value
+
+    @model_validator(mode="after")
+    def _values_agree(self) -> Self:
+        if self.admin_key is None and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host!r} is reachable beyond this machine and needs an admin key: "
+                "set ATTUNE_ADMIN_KEY, or listen on 127.0.0.1"
+            )
+        _at_most(self, "batch_size", "gather_capacity_items")
+        _at_most(self, "max_queries_per_request", "queue_capacity_items")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        refuse_unknown_environment(os.environ)
+        file_values = read_file(settings_file(os.environ))
+        return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=file_values)
+
+
+def load(**flags: Any) -> Settings:
+    """The settings of this process; flags that are None count as not given.
+
+    Raises:
+        ConfigurationError: with one readable line a mistake.
+    """
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_readable(mistake) for mistake in error.errors())) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`. A name other than localhost counts as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def settings_file(environment: Mapping[str, str]) -> Path | None:
+    """The TOML file to read, or None. Raises ConfigurationError where the named file is missing."""
+    named = environment.get("ATTUNE_CONFIG")
+    if named:
+        if not Path(named).is_file():
+            raise ConfigurationError(f"ATTUNE_CONFIG names {named!r}, which is no file")
+        return Path(named)
+    return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
+
+
+def read_file(path: Path | None) -> dict[str, Any]:
+    """The values of a TOML file. Raises ConfigurationError for unreadable files and unknown keys."""
+    if path is None:
+        return {}
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    for key in values:
+        if key not in Settings.model_fields:
+            raise ConfigurationError(f"{path}: unknown setting {key!r}{_nearest(key, Settings.model_fields)}")
+    return values
+
+
+def refuse_unknown_environment(environment: Mapping[str, str]) -> None:
+    """Raises ConfigurationError for the first ATTUNE_ name that means nothing."""
+    known = [PREFIX + name.upper() for name in Settings.model_fields] + list(OTHER_NAMES)
+    for name in environment:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            raise ConfigurationError(f"unknown environment variable {name}{_nearest(name.upper(), known)}")
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else "; docs/settings.md lists all settings"
+
+
+def _at_most(settings: Settings, small: str, large: str) -> None:
+    if getattr(settings, small) > getattr(settings, large):
+        raise ValueError(
+            f"{small} ({getattr(settings, small)}) must not exceed {large} ({getattr(settings, large)})"
+        )
+
+
+def _readable(mistake: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in mistake["loc"])
+    message = str(mistake["msg"]).removeprefix("Value error, ")
+    if mistake["type"] == "extra_forbidden":
+        return f"unknown setting {where!r}{_nearest(where, Settings.model_fields)}"
+    return f"{where}: {message}" if where else message
+
+
+def reference() -> str:
+    """docs/settings.md: every setting with its default, its values and what it does."""
+    lines = [
+        "# Settings",
+        "",
+        "Made by `python -m service.settings > docs/settings.md`; a test checks that it is current.",
+        "",
+        "A value is taken from the first of: flag of `attune serve`, environment variable, TOML file",
+        "(`ATTUNE_CONFIG`, or `attune.toml` in the working directory), default. The TOML key is the name",
+        "below; the environment variable is `ATTUNE_` and the name in capitals. Unknown names stop the start.",
+        "",
+        "| name | default | values | meaning |",
+        "|---|---|---|---|",
+    ]
+    lines += [_row(name, field) for name, field in Settings.model_fields.items()]
+    lines += ["", "Other environment variables:", "", "| name | meaning |", "|---|---|"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in OTHER_NAMES.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True, validated_data={})
+    shown = json.dumps(str(default) if isinstance(default, Path) else default).replace("null", "none")
+    return f"| `{name}` | `{shown}` | {_values(name)} | {field.description} |"
+
+
+def _values(name: str) -> str:
+    """The accepted values of a setting in words, from its JSON schema."""
+    schema = Settings.model_json_schema()["properties"][name]
+    choices = [choice for choice in schema.get("anyOf", [schema]) if choice.get("type") != "null"]
+    return _value_words(choices[0])
+
+
+def _value_words(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true`, `false`"}
+    kind = {"path": "path", "directory-path": "path", "password": "secret"}.get(
+        schema.get("format", ""), words.get(schema.get("type", ""), "table")
+    )
+    if "minimum" in schema and "maximum" in schema:
+        return f"{kind}, {schema['minimum']:g} to {schema['maximum']:g}"
+    if "minimum" in schema:
+        return f"{kind}, at least {schema['minimum']:g}"
+    return f"{kind}, above {schema['exclusiveMinimum']:g}" if "exclusiveMinimum" in schema else kind
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())
