@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
 
 PREFIX = "ATTUNE_"
 DEFAULT_FILE = Path("attune.toml")
@@ -212,6 +213,8 @@ def load(**flags: Any) -> Settings:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         raise ConfigurationError("\n".join(_readable(mistake) for mistake in error.errors())) from error
+    except SettingsError as error:
+        raise ConfigurationError(f"{error} (tables are written as JSON in the environment)") from error
 
 
 def is_loopback(host: str) -> bool:
@@ -285,7 +288,8 @@ def reference() -> str:
         "",
         "A value is taken from the first of: flag of `attune serve`, environment variable, TOML file",
         "(`ATTUNE_CONFIG`, or `attune.toml` in the working directory), default. The TOML key is the name",
-        "below; the environment variable is `ATTUNE_` and the name in capitals. Unknown names stop the start.",
+        "below; the environment variable is `ATTUNE_` and the name in capitals. Unknown names stop the",
+        "start.",
         "",
         "| name | default | values | meaning |",
         "|---|---|---|---|",
