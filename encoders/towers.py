@@ -1,0 +1,204 @@
+"""Towers: from texts or pixels to unit rows, with the adaptable parameters as an argument.
+
+A *body* is the network of one tower, split where its first adaptable parameter sits: `stem` computes what comes before
+(once per batch, without gradient), calling the body computes the rest as a function of the adaptable values. The bodies
+are in `transformer_bodies.py` (CLIP, BLIP, SigLIP, ViT, BERT), `mobilenet_body.py` and `generic_body.py`.
+
+Letters: B queries, D features, L tokens, H and W the picture's height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from encoders.base import EncoderError, Modality
+from encoders.preprocessing import ImageSpec
+
+NORM_TYPES: tuple[type[nn.Module], ...] = (
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.GroupNorm,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch up to the first adaptable parameter.
+
+    hidden: [B, ...]; mask: additive attention mask or the tokenizer's [B, L]; positions: [B] the token to pool.
+    """
+
+    hidden: Tensor
+    mask: Tensor | None = None
+    positions: Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.hidden.shape[0])
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """ids and attention_mask (1 token, 0 padding): [B, L] each, padded on the right."""
+
+    ids: Tensor
+    attention_mask: Tensor
+
+
+class ImageBody(Protocol):
+    norms: Sequence[str]
+    """Full names of the norm modules that may adapt, in module order."""
+
+    def stem(self, pixels: Tensor) -> Prepared:
+        """Normalised pixels [B, 3, H, W]."""
+
+    def __call__(self, prepared: Prepared, values: Mapping[str, Tensor]) -> Tensor:
+        """Features [B, D], not normalised, differentiable in `values`."""
+
+
+class TextBody(Protocol):
+    norms: Sequence[str]
+
+    def stem(self, tokens: Tokens) -> Prepared: ...
+
+    def __call__(self, prepared: Prepared, values: Mapping[str, Tensor]) -> Tensor: ...
+
+
+Tokenize = Callable[[Sequence[str]], Tokens]
+
+
+def norm_names(model: nn.Module, within: str) -> list[str]:
+    """Names of all norm modules with own weights below the submodule `within`, by module type, in module order."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, NORM_TYPES)
+        and (name == within or name.startswith(f"{within}."))
+        and any(True for _ in module.parameters(recurse=False))
+    ]
+
+
+def source_values(model: nn.Module, norms: Sequence[str]) -> dict[str, Tensor]:
+    """Weight and bias of the named norms: name -> frozen tensor, in module order."""
+    return {
+        f"{norm}.{name}": parameter.detach()
+        for norm in norms
+        for name, parameter in model.get_submodule(norm).named_parameters(recurse=False)
+    }
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """x / max(||x||, 1e-12) of each row, in fp32 (fp64 stays)."""
+    if features.dtype != torch.float64:
+        features = features.float()
+    return features / features.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def _encode(
+    body: ImageBody | TextBody,
+    source: Mapping[str, Tensor],
+    inputs: Prepared,
+    parameters: Mapping[str, Tensor] | None,
+) -> Tensor:
+    if parameters is None:
+        with torch.no_grad():
+            return unit_rows(body(inputs, source))
+    if parameters.keys() != source.keys():
+        missing, unknown = sorted(source.keys() - parameters.keys()), sorted(parameters.keys() - source.keys())
+        raise EncoderError(f"parameters do not fit this tower; missing {missing[:3]}, unknown {unknown[:3]}")
+    return unit_rows(body(inputs, parameters))
+
+
+class ImageTower:
+    """Pictures to unit rows."""
+
+    modality: Modality = "image"
+
+    def __init__(self, body: ImageBody, parameters: Mapping[str, Tensor], *, spec: ImageSpec, device: torch.device) -> None:
+        self.parameters = parameters
+        self._body = body
+        self._spec = spec
+        self._device = device
+        dtype = torch.float64 if any(value.dtype == torch.float64 for value in parameters.values()) else torch.float32
+        mean = torch.tensor(spec.mean, dtype=torch.float64).reshape(1, 3, 1, 1)
+        std = torch.tensor(spec.std, dtype=torch.float64).reshape(1, 3, 1, 1)
+        self._scale = (spec.rescale / std).to(dtype).to(device)
+        self._shift = (-mean / std).to(dtype).to(device)
+
+    def prepare(self, items: Sequence[np.ndarray]) -> Prepared:
+        """uint8 pixels [3, H, W] each, of the encoder's size."""
+        expected = (3, self._spec.height, self._spec.width)
+        for number, item in enumerate(items):
+            if item.shape != expected or item.dtype != np.uint8:
+                raise EncoderError(f"picture {number} is {item.dtype} {item.shape}; expected uint8 {expected}")
+        if not len(items):
+            raise EncoderError("an empty batch cannot be encoded")
+        batch = torch.from_numpy(np.stack(items)).to(self._device)
+        return self.prepare_tensors(torch.addcmul(self._shift, batch, self._scale))
+
+    def prepare_tensors(self, tensor: Tensor) -> Prepared:
+        """Pixels [B, 3, H, W] that are already normalised."""
+        with torch.no_grad():
+            return self._body.stem(tensor.to(self._device, self._scale.dtype))
+
+    def encode(self, inputs: Prepared, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        return _encode(self._body, self.parameters, inputs, parameters)
+
+
+class TextTower:
+    """Texts to unit rows."""
+
+    modality: Modality = "text"
+
+    def __init__(
+        self, body: TextBody, parameters: Mapping[str, Tensor], *, tokenize: Tokenize | None, device: torch.device
+    ) -> None:
+        self.parameters = parameters
+        self._body = body
+        self._tokenize = tokenize
+        self._device = device
+
+    def prepare(self, items: Sequence[str]) -> Prepared:
+        if self._tokenize is None:
+            raise EncoderError("this encoder was built without a tokenizer; use prepare_tensors")
+        if isinstance(items, str) or not all(isinstance(item, str) for item in items):
+            raise EncoderError("a text tower takes a sequence of texts")
+        if not len(items):
+            raise EncoderError("an empty batch cannot be encoded")
+        tokens = self._tokenize(items)
+        return self.prepare_tensors(tokens.ids, tokens.attention_mask)
+
+    def prepare_tensors(self, tensor: Tensor, attention_mask: Tensor | None = None) -> Prepared:
+        """Token ids [B, L]; without `attention_mask` every token counts."""
+        ids = tensor.to(self._device, torch.long)
+        mask = torch.ones_like(ids) if attention_mask is None else attention_mask.to(self._device)
+        with torch.no_grad():
+            return self._body.stem(Tokens(ids, mask))
+
+    def encode(self, inputs: Prepared, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        return _encode(self._body, self.parameters, inputs, parameters)
+
+
+def freeze(model: nn.Module, *, dtype: torch.dtype | None) -> None:
+    """Eval mode, no gradients; with a dtype, every weight but those of norms is cast to it.
+
+    Norm weights and running statistics keep their precision: they adapt in small steps that bf16 would swallow.
+    """
+    model.eval()
+    model.requires_grad_(False)
+    if dtype is None:
+        return
+    for module in model.modules():
+        if isinstance(module, NORM_TYPES):
+            continue
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
