@@ -1,4 +1,4 @@
-"""A small real encoder and the procedural scenes it was trained on, so that everything runs without downloads."""
+"""A small real encoder and the procedural scenes it was trained on: everything runs without downloads."""
 
 from __future__ import annotations
 

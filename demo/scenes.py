@@ -1,11 +1,11 @@
 """Captioned pictures drawn from a grammar: objects with size, texture and colour, how they lie, and where.
 
 `scenes(split, count)` lists scenes, `render(scene, size)` draws one, `write_folder` and
-`python -m demo.scenes OUT --split test --count 1000` write a data set. Nothing here uses Python's salted hashing or
-a platform's random source: the same split and count give the same scenes on every machine.
+`python -m demo.scenes OUT --split test --count 1000` write a data set. Nothing here uses Python's salted
+hashing or a platform's random source: the same split and count give the same scenes on every machine.
 
-A split is decided by a hash of what a caption *means* (synonyms and the order of the objects removed), so neither a
-caption nor a paraphrase of it is ever in two splits.
+A split is decided by a hash of what a caption *means* (synonyms and the order of the objects removed), so
+neither a caption nor a paraphrase of it is ever in two splits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 __all__ = ["SPLITS", "Scene", "Thing", "main", "render", "scenes", "split_of", "vocabulary", "write_folder"]
 
 Colour = tuple[int, int, int]
-Points = NDArray[np.float64]  # [P, 2] corners, x to the right and y downward, inside the unit circle or close to it
+Points = NDArray[np.float64]  # [P, 2] corners, x to the right, y downward, about the unit circle
 
 COLOURS: dict[str, Colour] = {
     "red": (214, 40, 40),
@@ -70,7 +70,7 @@ BACKGROUNDS: dict[str, tuple[str, ...]] = {
 }
 # Shares of the 100 hash buckets; each split is far larger than anybody will ask for.
 SPLITS: dict[str, range] = {
-    "train": range(0, 70),
+    "train": range(70),
     "dev": range(70, 80),
     "test": range(80, 90),
     "gallery": range(90, 100),
@@ -151,7 +151,7 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Captions
 
 
@@ -232,7 +232,7 @@ def _noun_phrase(dice: Dice, thing: Thing) -> str:
     return " ".join(["a", *(word for word in words if word)])
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Outlines. A shape is polygons to fill, polygons to cut out of them, and dark details drawn on top.
 
 
@@ -247,7 +247,9 @@ def _points(*corners: tuple[float, float]) -> Points:
     return np.array(corners, dtype=np.float64)
 
 
-def _disc(x: float = 0.0, y: float = 0.0, rx: float = 1.0, ry: float | None = None, corners: int = 48) -> Points:
+def _disc(
+    x: float = 0.0, y: float = 0.0, rx: float = 1.0, ry: float | None = None, corners: int = 48
+) -> Points:
     turn = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     return np.stack([x + rx * np.cos(turn), y + (rx if ry is None else ry) * np.sin(turn)], axis=1)
 
@@ -283,12 +285,18 @@ def _shapes() -> dict[str, Outline]:
     door = _points((-0.2, 0.25), (0.2, 0.25), (0.2, 0.88), (-0.2, 0.88))
     trunk = _points((-0.17, 0.5), (0.17, 0.5), (0.17, 1.0), (-0.17, 1.0))
     branches = [
-        _points((-w, b), (0.0, t), (w, b)) for w, t, b in ((0.5, -1.0, -0.3), (0.68, -0.65, 0.12), (0.86, -0.3, 0.6))
+        _points((-w, b), (0.0, t), (w, b))
+        for w, t, b in ((0.5, -1.0, -0.3), (0.68, -0.65, 0.12), (0.86, -0.3, 0.6))
     ]
     shaft = _points((-0.98, -0.3), (0.1, -0.3), (0.1, 0.3), (-0.98, 0.3))
     head = _points((0.05, -0.82), (1.0, 0.0), (0.05, 0.82))
     tail = _points((0.35, 0.0), (1.0, -0.62), (0.88, 0.0), (1.0, 0.62))
-    puffs = (_disc(-0.5, 0.15, 0.46), _disc(0.05, -0.2, 0.56), _disc(0.55, 0.12, 0.44), _disc(0.0, 0.34, 0.85, 0.3))
+    puffs = (
+        _disc(-0.5, 0.15, 0.46),
+        _disc(0.05, -0.2, 0.56),
+        _disc(0.55, 0.12, 0.44),
+        _disc(0.0, 0.34, 0.85, 0.3),
+    )
     bowl = _points((-0.95, 0.2), (0.95, 0.2), (0.55, 0.8), (-0.55, 0.8))
     sail = _points((-0.1, -1.0), (0.75, 0.08), (-0.1, 0.08))
     return {
@@ -314,15 +322,15 @@ def _shapes() -> dict[str, Outline]:
 SHAPES: dict[str, Outline] = _shapes()
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Drawing. Everything is measured in shares of the picture, so all sizes show the same scene.
 
 
 def render(scene: Scene, size: int = 128) -> Image.Image:
     """Draw a scene as an RGB picture of size x size pixels, antialiased.
 
-    Place, turn, hue, light and texture vary a little; the scene's id and caption seed them, so a scene always looks
-    the same. Raises: ValueError when size is not in 16..2048.
+    Place, turn, hue, light and texture vary a little; the scene's id and caption seed them, so a scene
+    always looks the same. Raises: ValueError when size is not in 16..2048.
     """
     if not 16 <= size <= 2048:
         raise ValueError(f"size must be between 16 and 2048 pixels, got {size}")
@@ -496,21 +504,26 @@ def _noise(dice: Dice, canvas: int, cells: int) -> NDArray[np.float64]:
     return np.asarray(smooth, dtype=np.float64) / 255
 
 
-def _strokes(dice: Dice, picture: Image.Image, count: int, colours: Sequence[Colour], reach: float) -> Image.Image:
+def _strokes(
+    dice: Dice, picture: Image.Image, count: int, colours: Sequence[Colour], reach: float
+) -> Image.Image:
     """Short upright strokes, as of grass; `reach` in shares of the picture."""
     draw, canvas = ImageDraw.Draw(picture), picture.width
     for number in range(count):
         x, y = dice.between(0, canvas), dice.between(0, canvas * 1.05)
         lean, height = dice.between(-0.3, 0.3) * reach * canvas, dice.between(0.6, 1.0) * reach * canvas
-        draw.line((x, y, x + lean, y - height), fill=colours[number % len(colours)], width=max(1, canvas // 110))
+        draw.line(
+            (x, y, x + lean, y - height), fill=colours[number % len(colours)], width=max(1, canvas // 110)
+        )
     return picture
 
 
 def _specks(
-    dice: Dice, picture: Image.Image, count: int, colours: Sequence[Colour], low: float, high: float
+    dice: Dice, picture: Image.Image, count: int, colours: Sequence[Colour], radii: tuple[float, float]
 ) -> Image.Image:
-    """Round specks with a radius between low and high, in shares of the picture."""
+    """Round specks with a radius between the two `radii`, in shares of the picture."""
     draw, canvas = ImageDraw.Draw(picture), picture.width
+    low, high = radii
     for number in range(count):
         x, y, r = dice.between(0, canvas), dice.between(0, canvas), dice.between(low, high) * canvas
         draw.ellipse((x - r, y - r, x + r, y + r), fill=colours[number % len(colours)])
@@ -536,16 +549,18 @@ def _meadow(dice: Dice, canvas: int) -> Image.Image:
 
 def _beach(dice: Dice, canvas: int) -> Image.Image:
     ground = _waves(dice, _ramp(dice, (226, 198, 146), canvas, 0.12), 6, (206, 174, 120), 0.02)
-    return _specks(dice, ground, 50, ((190, 156, 106), (246, 226, 184)), 0.003, 0.009)
+    return _specks(dice, ground, 50, ((190, 156, 106), (246, 226, 184)), (0.003, 0.009))
 
 
 def _snow(dice: Dice, canvas: int) -> Image.Image:
     ground = _ramp(dice, (222, 232, 244), canvas, 0.12)
-    return _specks(dice, ground, 45, ((255, 255, 255),), 0.006, 0.016)
+    return _specks(dice, ground, 45, ((255, 255, 255),), (0.006, 0.016))
 
 
 def _night(dice: Dice, canvas: int) -> Image.Image:
-    return _specks(dice, _ramp(dice, (24, 30, 74), canvas, 0.3), 40, ((252, 250, 220), (170, 180, 230)), 0.003, 0.01)
+    return _specks(
+        dice, _ramp(dice, (24, 30, 74), canvas, 0.3), 40, ((252, 250, 220), (170, 180, 230)), (0.003, 0.01)
+    )
 
 
 def _sea(dice: Dice, canvas: int) -> Image.Image:
@@ -573,7 +588,11 @@ def _wood(dice: Dice, canvas: int) -> Image.Image:
         draw.rectangle(box, fill=_shifted(dice, (186, 140, 92), 10), outline=(120, 82, 48))
         for _ in range(4):
             y, x = top + dice.between(0.1, 0.9) * canvas / planks, dice.between(-0.2, 0.7) * canvas
-            draw.line((x, y, x + dice.between(0.2, 0.6) * canvas, y), fill=(158, 112, 68), width=max(1, canvas // 128))
+            draw.line(
+                (x, y, x + dice.between(0.2, 0.6) * canvas, y),
+                fill=(158, 112, 68),
+                width=max(1, canvas // 128),
+            )
     return picture
 
 
@@ -597,7 +616,7 @@ def _light(picture: Image.Image, dice: Dice) -> Image.Image:
     return ImageChops.multiply(picture, Image.new("RGB", picture.size, (round(255 * (1 + amount)),) * 3))
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Folders
 
 
@@ -630,7 +649,7 @@ def _rows_of_other_splits(path: Path, split: str) -> list[tuple[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: python -m demo.scenes OUT --split test --count 1000 [--size 128]."""
-    parser = argparse.ArgumentParser(prog="python -m demo.scenes", description="Write a folder of captioned scenes.")
+    parser = argparse.ArgumentParser(prog="python -m demo.scenes", description="Write captioned scenes.")
     parser.add_argument("out", type=Path, help="folder to write into; made when missing")
     parser.add_argument("--split", choices=tuple(SPLITS), default="test")
     parser.add_argument("--count", type=int, default=1000, help="number of scenes")
