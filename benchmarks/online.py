@@ -1,0 +1,56 @@
+"""One batch through the service's own adaptation loop, waited for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from adapters.base import Method
+from adapters.state import AdaptationState
+from encoders.base import Tower
+from service.pipeline import EarlyAnswer, Outcome, SearchSide, StageTimes, adapt
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """answer: the ranked batch; outcome: how the adaptation ended; times: milliseconds by stage."""
+
+    answer: EarlyAnswer
+    outcome: Outcome
+    times: StageTimes
+
+    def next_state(self, state: AdaptationState) -> AdaptationState:
+        """The state of the next batch: the committed one, or the old one where the batch was undone."""
+        return state if self.outcome.state is None else self.outcome.state
+
+
+def adapt_batch(
+    *,
+    tower: Tower,
+    inputs: Any,
+    side: SearchSide,
+    k: int,
+    method: Method,
+    state: AdaptationState,
+    batch_id: str,
+) -> BatchResult:
+    """Answer and adapt one batch from start to end (service.pipeline.adapt)."""
+    answers: list[EarlyAnswer] = []
+    times = StageTimes()
+    slices = adapt(
+        tower=tower,
+        inputs=inputs,
+        side=side,
+        k=k,
+        method=method,
+        state=state,
+        batch_id=batch_id,
+        times=times,
+        on_answer=answers.append,
+    )
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            (answer,) = answers
+            return BatchResult(answer, end.value, times)

@@ -1,0 +1,1 @@
+"""Replays recorded numbers of the reference code through this implementation."""
