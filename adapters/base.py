@@ -81,6 +81,8 @@ class Method(Protocol):
     name: str
     steps: int
     """Forwards per batch."""
+    adapts: bool
+    """Whether batches change the state at all (only `source` says no)."""
     learns: bool
     """Whether `learn` needs the gradient of the features."""
     rectifies: bool

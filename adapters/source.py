@@ -20,6 +20,7 @@ class SourceSettings(MethodSettings):
 class Source:
     name = "source"
     steps = 1
+    adapts = False
     learns = False
     rectifies = False
     predict_after_update = False

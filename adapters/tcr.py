@@ -58,6 +58,7 @@ class TCRSettings(MethodSettings):
 
 class TCR:
     name = "tcr"
+    adapts = True
     learns = True
     rectifies = False
 

@@ -43,6 +43,7 @@ class TCRUntrainSettings(MethodSettings):
 class TCRUntrain:
     name = "tcr_untrain"
     steps = 1
+    adapts = True
     learns = False
     rectifies = True
     predict_after_update = False

@@ -172,3 +172,37 @@ class NewItem:
     pixels: np.ndarray | None = None
     embeddings: Mapping[Target, np.ndarray] = field(default_factory=dict)
     """Ready vectors float32 [D] by modality, instead of text or pixels."""
+
+
+@dataclass(frozen=True)
+class ControlJob:
+    """Anything but a query: it changes or reads what the worker owns, in order with the queries.
+
+    action     name of one of the worker's actions
+    stream     the stream whose queries must not overtake it, or None
+    items      what it counts in the queue (gallery items to encode; 0 for all else)
+    """
+
+    action: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    stream: str | None = None
+    items: int = 0
+    id: str = field(default_factory=new_id)
+    deadline_at: float | None = None
+
+
+Job = RetrieveJob | ControlJob
+
+
+def stream_of(job: Job) -> str | None:
+    """The stream whose order this job keeps; None for a job that reads and writes no stream state."""
+    if isinstance(job, ControlJob):
+        return job.stream
+    return None if job.mode == "off" else job.key.stream
+
+
+def batch_group(job: RetrieveJob) -> tuple[str, ...]:
+    """Jobs of one group may be encoded together. Queries in mode `off` share the source model."""
+    key = job.key
+    stream = "" if job.mode == "off" else key.stream
+    return (job.mode, stream, key.gallery, key.query_kind, key.target)

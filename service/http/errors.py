@@ -1,0 +1,178 @@
+"""The one table from errors to HTTP, and the one body of every failure:
+
+    {"error": {"code": "queue_full", "message": "...", "details": {...}}}
+
+`code` is stable and for programs, `message` for people. Nothing that a client sent is repeated at length,
+and nothing of the server's inside is told: what is in no table becomes 500 "internal".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.errors import ServiceError
+from service.http.responses import json_response
+
+MAX_SCHEMA_ERRORS = 20
+MAX_SHOWN_CHARACTERS = 200
+
+BY_CLASS: Mapping[str, tuple[int, str]] = {
+    "index.base.GalleryNotFound": (404, "unknown_gallery"),
+    "index.base.GalleryExists": (409, "gallery_exists"),
+    "index.base.ItemNotFound": (404, "unknown_item"),
+    "index.base.DuplicateId": (422, "duplicate_id"),
+    "index.base.FingerprintMismatch": (409, "fingerprint_mismatch"),
+    "index.base.UnknownTarget": (422, "unknown_target"),
+    "index.base.BadName": (422, "bad_name"),
+    "index.base.BadItem": (422, "bad_item"),
+    "index.base.BadVector": (422, "bad_vector"),
+    "index.base.BadFilter": (422, "bad_filter"),
+    "index.base.BadSettings": (422, "bad_index_settings"),
+    "index.base.GalleryCorrupt": (500, "gallery_corrupt"),
+    "index.base.StorageFull": (507, "storage_full"),
+    "index.base.StorageError": (500, "storage_failed"),
+    "index.base.GalleryError": (500, "gallery_failed"),
+    "adapters.base.UnknownMethod": (422, "unknown_method"),
+    "adapters.base.BadSettings": (422, "bad_method_settings"),
+    "adapters.base.StateMismatch": (409, "state_mismatch"),
+    "adapters.base.AdapterError": (500, "adaptation_failed"),
+    "adapters.state.StateFileError": (400, "bad_snapshot"),
+    "encoders.base.ImageTooLarge": (413, "image_too_large"),
+    "encoders.base.BadImage": (422, "bad_image"),
+    "encoders.base.UnsupportedEncoder": (500, "unsupported_encoder"),
+    "encoders.base.EncoderError": (422, "encoder_refused"),
+}
+"""Errors of the parts below by name: importing them here would load torch into every process that
+only speaks HTTP. A test compares the table with the modules."""
+
+BY_STATUS: Mapping[int, str] = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "unknown_route",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "unsupported_media_type",
+    422: "invalid_request",
+}
+
+
+class Refusal(ServiceError):
+    """A request that the HTTP layer itself turns down."""
+
+    def __init__(self, status: int, code: str, message: str, *, details: Mapping[str, Any] | None = None):
+        super().__init__(message, code=code, details=details)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failure as it goes over the wire."""
+
+    status: int
+    code: str
+    message: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def response(self) -> Response:
+        error = {"code": self.code, "message": self.message, "details": self.details}
+        return json_response({"error": error}, status=self.status, headers=self.headers)
+
+
+def failure_of(error: BaseException) -> Failure | None:
+    """The failure that stands for `error`; None for errors that nobody raises on purpose."""
+    if isinstance(error, RequestValidationError | ValidationError):
+        return _of_service_error(invalid(error.errors()))
+    if isinstance(error, ServiceError):
+        return _of_service_error(error)
+    if isinstance(error, HTTPException):
+        return _of_http_exception(error)
+    for parent in type(error).__mro__:
+        entry = BY_CLASS.get(f"{parent.__module__}.{parent.__qualname__}")
+        if entry is not None:
+            return Failure(entry[0], entry[1], str(error))
+    return None
+
+
+def internal(request_id: str) -> Failure:
+    """What a client learns of an unexpected error: the id under which the log has the rest."""
+    return Failure(
+        500,
+        "internal",
+        "an unexpected error happened in the server; its log has more under this request id",
+        {"request_id": request_id},
+    )
+
+
+async def respond(request: Request, error: Exception) -> Response:
+    """The exception handler of the application for everything that `failure_of` knows."""
+    failure = failure_of(error)
+    if failure is None:
+        raise error
+    if failure.status == 404 and failure.code == "unknown_route":
+        failure = Failure(404, "unknown_route", f"there is no {shorten(request.url.path)}; see /docs")
+    request.scope.setdefault("attune", {})["code"] = failure.code
+    return failure.response()
+
+
+def invalid(mistakes: Iterable[Mapping[str, Any]]) -> Refusal:
+    """Schema errors of pydantic as one refusal: 400 for what is no JSON, else 422 with the fields."""
+    listed = [_schema_error(mistake) for mistake in mistakes]
+    first = listed[0]
+    if first["type"] == "json_invalid":
+        return Refusal(400, "not_json", f"the body is not valid JSON: {first['message']}")
+    more = f" (and {len(listed) - 1} more)" if len(listed) > 1 else ""
+    message = f"{first['field']}: {first['message']}{more}" if first["field"] else f"{first['message']}{more}"
+    return Refusal(422, "invalid_request", message, details={"errors": listed[:MAX_SCHEMA_ERRORS]})
+
+
+def shorten(text: str, characters: int = MAX_SHOWN_CHARACTERS) -> str:
+    """`text`, cut where it would fill a log or a screen."""
+    return text if len(text) <= characters else f"{text[:characters]}..."
+
+
+def _schema_error(mistake: Mapping[str, Any]) -> dict[str, str]:
+    message = str(mistake["msg"]).removeprefix("Value error, ").removeprefix("Invalid JSON: ")
+    return {
+        "field": field_path(mistake["loc"]),
+        "message": shorten(message),
+        "type": str(mistake["type"]),
+    }
+
+
+def field_path(location: Iterable[str | int]) -> str:
+    """("queries", 3, "text") -> "queries[3].text"."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            path += f".{shorten(part, 60)}" if path else shorten(part, 60)
+    return path
+
+
+def _of_service_error(error: ServiceError) -> Failure:
+    seconds = getattr(error, "retry_after_s", None)
+    headers = {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Failure(error.status, error.code, str(error), error.details, headers)
+
+
+def _of_http_exception(error: HTTPException) -> Failure:
+    code = BY_STATUS.get(error.status_code, "http_error")
+    headers = dict(error.headers or {})
+    message = str(error.detail)
+    if error.status_code == 405:
+        message = f"this route does not answer that method, only {headers.get('Allow', 'others')}"
+    return Failure(error.status_code, code, shorten(message), {}, headers)

@@ -1,0 +1,77 @@
+"""JSON out. Answers are plain dictionaries made by our own code, so nothing is validated a second time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from service.messages import Adaptation, RankedHit, RetrieveAnswer, Timings
+
+
+def json_response(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """`content` as JSON; a number that is not finite becomes null, which JSON has."""
+    body = to_json(content, inf_nan_mode="null")
+    return Response(body, status_code=status, headers=headers, media_type="application/json")
+
+
+def no_content() -> Response:
+    return Response(status_code=204)
+
+
+def answer_body(answer: RetrieveAnswer) -> dict[str, Any]:
+    """The wire form of an answer. `parts` is there only where the request mixed kinds of queries."""
+    parts = answer.parts
+    body: dict[str, Any] = {
+        "results": [{"hits": [_hit(hit) for hit in hits]} for hits in answer.hits],
+        "adaptation": _adaptation(parts[0].adaptation) if len(parts) == 1 else _mixed(answer),
+        "timings_ms": _timings(answer.timings),
+        "gallery": answer.gallery,
+        "stream": answer.stream,
+    }
+    if len(parts) > 1:
+        body["parts"] = [
+            {"query_indices": part.query_indices, **_adaptation(part.adaptation)} for part in parts
+        ]
+    return body
+
+
+def _hit(hit: RankedHit) -> dict[str, Any]:
+    return {"id": hit.id, "score": hit.score, "payload": hit.payload}
+
+
+def _adaptation(adaptation: Adaptation) -> dict[str, Any]:
+    return {
+        "method": adaptation.method,
+        "mode": adaptation.mode,
+        "direction": adaptation.direction,
+        "state_version": adaptation.state_version,
+        "status": adaptation.status,
+        "reason": adaptation.reason,
+        "batch_size": adaptation.batch_size,
+    }
+
+
+def _mixed(answer: RetrieveAnswer) -> dict[str, Any]:
+    first = answer.parts[0].adaptation
+    return {
+        "method": first.method,
+        "mode": first.mode,
+        "direction": "mixed",
+        "state_version": None,
+        "status": "mixed",
+        "reason": "see parts",
+        "batch_size": None,
+    }
+
+
+def _timings(timings: Timings) -> dict[str, float]:
+    return {
+        "wait": round(timings.wait_ms, 3),
+        "encode": round(timings.encode_ms, 3),
+        "search": round(timings.search_ms, 3),
+        "adapt": round(timings.adapt_ms, 3),
+        "total": round(timings.total_ms, 3),
+    }

@@ -1,0 +1,305 @@
+"""The wire: what clients send and get. Unknown fields are refused; limits that are settings are checked
+beside the schema (`bodies.py`, `queries.py`), because a schema is the same for every server.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import Path
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from service.settings import GALLERY_NAME
+
+STREAM_NAME = r"^[A-Za-z0-9](?:\.?[A-Za-z0-9_-])*\.?$"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN, and an answer that holds one could not be sent."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("NaN and infinity are no JSON values")
+    if isinstance(value, dict):
+        for inner in value.values():
+            _finite(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _finite(inner)
+    return value
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a text needs at least one character that is not blank")
+    return text
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_finite)]
+Text = Annotated[str, AfterValidator(_not_blank)]
+Vector = Annotated[list[float], Field(min_length=1)]
+ItemId = Annotated[str, Field(min_length=1, max_length=512)]
+GalleryName = Annotated[str, Field(min_length=1, max_length=64, pattern=GALLERY_NAME)]
+StreamName = Annotated[str, Field(min_length=1, max_length=128, pattern=STREAM_NAME)]
+SnapshotName = Annotated[str, Field(min_length=1, max_length=64, pattern=STREAM_NAME)]
+
+GalleryPath = Annotated[
+    str, Path(max_length=64, pattern=GALLERY_NAME, description="Name of the gallery.", examples=["demo"])
+]
+StreamPath = Annotated[
+    str, Path(max_length=128, pattern=STREAM_NAME, description="Name of the stream.", examples=["default"])
+]
+SnapshotPath = Annotated[
+    str, Path(max_length=64, pattern=STREAM_NAME, description="Name of the snapshot.", examples=["before"])
+]
+
+
+class Wire(BaseModel):
+    """Base of what clients send."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, use_attribute_docstrings=True)
+
+
+class QueryBody(Wire):
+    """One query: exactly one of `text`, `image`, `embedding`."""
+
+    text: Text | None = None
+    """What to look for, in words."""
+    image: str | None = None
+    """A picture (PNG, JPEG, WebP, GIF, BMP, TIFF) as base64 without line breaks, or as a data URI."""
+    embedding: Vector | None = None
+    """A ready vector of the encoder's dimension; its length does not matter, zero is refused."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [name for name in ("text", "image", "embedding") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a query is exactly one of text, image, embedding, not {len(given)} of them")
+        return self
+
+
+class RetrieveOptions(Wire):
+    """How to answer; the same for JSON, forms and raw pictures."""
+
+    gallery: GalleryName | None = None
+    """Gallery to search; the server's default gallery if none is named."""
+    stream: StreamName = "default"
+    """Whose queries these are: queries of one stream share what was learnt from them."""
+    k: int = Field(10, ge=1)
+    """Hits of each query, best first."""
+    target: Literal["auto", "image", "text"] = "auto"
+    """Modality of the gallery to search; `auto`: the other one than the query's."""
+    adapt: Literal["auto", "sync", "async", "off"] = "auto"
+    """`sync`: adapt to these queries before answering. `async`: answer at once, adapt in the background.
+    `off`: the unadapted model. `auto`: the server decides."""
+    filter: JsonObject | None = None
+    """Only items whose payload matches: `{"colour": "red", "price": {"lt": 5}}`."""
+    deadline_ms: float | None = Field(None, gt=0)
+    """Milliseconds after which the answer is of no use; then 504."""
+
+
+class RetrieveBody(RetrieveOptions):
+    """Queries and how to answer them."""
+
+    queries: list[QueryBody] = Field(min_length=1)
+    """One or more queries. A list is one adaptation batch (up to the server's batch size)."""
+
+
+class NewGallery(Wire):
+    """A gallery to create."""
+
+    name: GalleryName
+    """Lower-case letters, digits, `.`, `_`, `-`."""
+    index: JsonObject | None = None
+    """How vectors are searched, for example `{"kind": "flat"}`; kinds: flat, ivf, hnsw, torch."""
+
+
+class ItemEmbeddings(Wire):
+    """Ready vectors of an item by modality."""
+
+    image: Vector | None = None
+    text: Vector | None = None
+
+
+class ItemBody(Wire):
+    """An item: at least one of `text`, `image`, `embeddings`."""
+
+    id: ItemId
+    """Unique in the gallery; an item of the same id is replaced."""
+    text: Text | None = None
+    """A caption; makes the item findable by pictures."""
+    image: str | None = None
+    """A picture as base64 or data URI; makes the item findable by texts."""
+    embeddings: ItemEmbeddings | None = None
+    """Ready vectors, made by the same encoder, in place of text or image."""
+    payload: JsonObject = Field(default_factory=dict)
+    """Any JSON object; returned with each hit, and what filters look at."""
+
+    @model_validator(mode="after")
+    def _something_to_find(self) -> Self:
+        vectors = self.embeddings
+        embedded = vectors is not None and (vectors.image is not None or vectors.text is not None)
+        if self.text is None and self.image is None and not embedded:
+            raise ValueError("an item needs at least one of text, image, embeddings")
+        return self
+
+
+class ItemsBody(Wire):
+    """Items to add or replace; all or none."""
+
+    items: list[ItemBody] = Field(min_length=1)
+
+
+class ItemIds(Wire):
+    """Items to remove."""
+
+    ids: list[ItemId] = Field(min_length=1)
+
+
+class StreamConfiguration(Wire):
+    """What a stream adapts with. A change of the method drops what was learnt."""
+
+    method: str | None = Field(None, min_length=1, max_length=64)
+    """Adaptation method; `GET /models` lists them. None: keep, or the default for a new stream."""
+    settings: JsonObject | None = None
+    """Settings of the method over its defaults."""
+
+
+class NewSnapshot(Wire):
+    """A snapshot to take."""
+
+    name: SnapshotName | None = None
+    """None: the server chooses one."""
+    note: str = Field("", max_length=1000)
+    """A line for people."""
+
+
+class Shown(BaseModel):
+    """Base of what clients get: for the documentation, never run over an answer."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="allow")
+
+
+class ErrorDetails(Shown):
+    code: str
+    """Stable, for programs."""
+    message: str
+    """For people."""
+    details: dict[str, Any]
+    """More, by code: the fields of a schema error, the seconds to wait."""
+
+
+class ErrorBody(Shown):
+    """Every failure has this body."""
+
+    error: ErrorDetails
+
+
+class Hit(Shown):
+    id: str
+    score: float
+    """Cosine similarity, -1 to 1."""
+    payload: dict[str, Any]
+
+
+class QueryResult(Shown):
+    hits: list[Hit]
+    """Best first."""
+
+
+class AdaptationShown(Shown):
+    """What happened to the batch that the queries were part of."""
+
+    method: str
+    mode: str
+    direction: str
+    """Kind of query and searched modality, for example `text->image`; `mixed`: see `parts`."""
+    state_version: int | None
+    """Version of the state that ranked the answer; grows with each applied batch."""
+    status: Literal["applied", "applying", "queued", "skipped", "undone", "off", "mixed"]
+    """applied: all updates are in. applying: answered before the last update. queued: will adapt in the
+    background. skipped, undone, off: did not adapt, see `reason`."""
+    reason: str
+    batch_size: int | None
+    """Queries that were encoded together."""
+
+
+class AdaptationPartShown(AdaptationShown):
+    query_indices: list[int]
+
+
+class TimingsShown(Shown):
+    """Milliseconds."""
+
+    wait: float
+    encode: float
+    search: float
+    adapt: float
+    total: float
+
+
+class RetrieveAnswerShown(Shown):
+    """Hits in the order of the queries, and what was done to get them."""
+
+    results: list[QueryResult]
+    adaptation: AdaptationShown
+    timings_ms: TimingsShown
+    gallery: str
+    stream: str
+    parts: list[AdaptationPartShown] | None = None
+    """Only for a request that mixes kinds of queries: one entry a kind."""
+
+
+class GalleryShown(Shown):
+    name: str
+    items: int
+    targets: dict[str, int]
+    """Vectors by modality."""
+
+
+class GalleriesShown(Shown):
+    galleries: list[GalleryShown]
+
+
+class ItemShown(Shown):
+    id: str
+    payload: dict[str, Any]
+
+
+class ItemPage(Shown):
+    items: list[ItemShown]
+    total: int
+
+
+class Upserted(Shown):
+    added: int
+    replaced: int
+    items: int
+    """Items of the gallery afterwards."""
+
+
+class Deleted(Shown):
+    deleted: int
+
+
+class StreamShown(Shown):
+    name: str
+    method: str
+    version: int
+    """Applied batches over all tracks since the source state."""
+
+
+class StreamsShown(Shown):
+    streams: list[StreamShown]
+
+
+class SnapshotShown(Shown):
+    stream: str
+    name: str
+
+
+class SnapshotsShown(Shown):
+    snapshots: list[SnapshotShown]
+
+
+class StatusShown(Shown):
+    status: str

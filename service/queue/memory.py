@@ -1,0 +1,193 @@
+"""The in-process queue: one lock, one list, one future per job."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from service.errors import DeadlineExceeded, NotReady, QueueFull
+from service.messages import Job, RetrieveJob, batch_group, stream_of
+
+_RATE_SMOOTHING = 0.2
+_LONGEST_RETRY_S = 60.0
+
+
+@dataclass(frozen=True)
+class _Entry:
+    job: Job
+    future: Future[Any]
+
+
+class MemoryQueue:
+    def __init__(self, *, capacity_items: int) -> None:
+        self._capacity = capacity_items
+        self._changed = threading.Condition()
+        self._waiting: list[_Entry] = []
+        self._items = 0
+        self._taken: dict[str, Future[Any]] = {}
+        self._closed = False
+        self._woken = False
+        self._rate = 0.0  # items settled per second, smoothed
+        self._settled_at = time.monotonic()
+
+    # -- the routes' end ----------------------------------------------------------------------------
+
+    def put(self, jobs: Sequence[Job]) -> list[Future[Any]]:
+        asked = sum(job.items for job in jobs)
+        with self._changed:
+            if self._closed:
+                raise NotReady("shutting down")
+            if asked and self._items + asked > self._capacity:
+                raise QueueFull(
+                    f"the queue holds {self._items} of {self._capacity} items; {asked} more do not fit",
+                    retry_after_s=self._retry_after_s(),
+                    details={"depth": self._items, "capacity": self._capacity, "asked": asked},
+                )
+            entries = [_Entry(job, Future()) for job in jobs]
+            self._waiting.extend(entries)
+            self._items += asked
+            self._changed.notify_all()
+        return [entry.future for entry in entries]
+
+    def depth(self) -> int:
+        return self._items
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    # -- the worker's end ---------------------------------------------------------------------------
+
+    def take(
+        self, *, max_items: int, max_wait_s: float, timeout_s: float, accept: Callable[[Job], bool]
+    ) -> list[Job]:
+        with self._changed:
+            first = self._wait_for_first(timeout_s, accept)
+            if first is None:
+                return []
+            if not isinstance(first.job, RetrieveJob):
+                return self._claim([first])
+            batch = self._company(first, max_items)
+            until = time.monotonic() + max_wait_s
+            while sum(e.job.items for e in batch) < max_items and not self._closed:
+                left = until - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    break
+                self._drop_settled()
+                if first not in self._waiting:  # its client left while it waited for company
+                    return []
+                batch = self._company(first, max_items)
+            return self._claim(batch)
+
+    def wake(self) -> None:
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def settle(self, job: Job, answer: Any) -> None:
+        future = self._forget(job)
+        if future is not None:
+            with suppress(InvalidStateError):  # settled twice, or the client left meanwhile
+                future.set_result(answer)
+
+    def fail(self, job: Job, error: Exception) -> None:
+        future = self._forget(job)
+        if future is not None:
+            with suppress(InvalidStateError):
+                future.set_exception(error)
+
+    # -- inside the lock ----------------------------------------------------------------------------
+
+    def _wait_for_first(self, timeout_s: float, accept: Callable[[Job], bool]) -> _Entry | None:
+        until = time.monotonic() + timeout_s
+        while True:
+            self._drop_settled()
+            first = self._first_acceptable(accept)
+            if first is not None:
+                return first
+            left = until - time.monotonic()
+            if left <= 0 or self._woken or (self._closed and not self._waiting):
+                self._woken = False
+                return None
+            self._changed.wait(left)
+
+    def _first_acceptable(self, accept: Callable[[Job], bool]) -> _Entry | None:
+        held_back: set[str] = set()
+        for entry in self._waiting:
+            stream = stream_of(entry.job)
+            if stream is not None and stream in held_back:
+                continue
+            if accept(entry.job):
+                return entry
+            if stream is not None:
+                held_back.add(stream)
+        return None
+
+    def _company(self, first: _Entry, max_items: int) -> list[_Entry]:
+        """`first` and the later jobs of its batch group, whole jobs only, up to `max_items` queries."""
+        assert isinstance(first.job, RetrieveJob)
+        group, stream = batch_group(first.job), stream_of(first.job)
+        batch, items = [first], first.job.items
+        for entry in self._waiting[self._waiting.index(first) + 1 :]:
+            job = entry.job
+            if isinstance(job, RetrieveJob) and batch_group(job) == group:
+                if items + job.items > max_items:
+                    break
+                batch.append(entry)
+                items += job.items
+            elif stream is not None and stream_of(job) == stream:
+                break  # another job of this stream stands between: order is kept
+        return batch
+
+    def _claim(self, entries: list[_Entry]) -> list[Job]:
+        chosen = {id(entry) for entry in entries}
+        self._waiting = [entry for entry in self._waiting if id(entry) not in chosen]
+        claimed: list[Job] = []
+        for entry in entries:
+            self._items -= entry.job.items
+            # From here on the job will be answered; a client that leaves no longer withdraws it.
+            if entry.future.set_running_or_notify_cancel():
+                self._taken[entry.job.id] = entry.future
+                claimed.append(entry.job)
+        return claimed
+
+    def _drop_settled(self) -> None:
+        """Drop the jobs whose client left, fail those that waited past their deadline."""
+        now = time.monotonic()
+        kept: list[_Entry] = []
+        for entry in self._waiting:
+            deadline = entry.job.deadline_at
+            if entry.future.cancelled():
+                self._items -= entry.job.items
+            elif deadline is not None and now > deadline:
+                self._items -= entry.job.items
+                if entry.future.set_running_or_notify_cancel():
+                    entry.future.set_exception(
+                        DeadlineExceeded("the deadline passed while the query waited in the queue")
+                    )
+            else:
+                kept.append(entry)
+        self._waiting = kept
+
+    def _forget(self, job: Job) -> Future[Any] | None:
+        with self._changed:
+            now = time.monotonic()
+            rate = job.items / max(now - self._settled_at, 1e-3)
+            self._rate += _RATE_SMOOTHING * (rate - self._rate)
+            self._settled_at = now
+            return self._taken.pop(job.id, None)
+
+    def _retry_after_s(self) -> float:
+        if self._rate <= 0:
+            return 1.0
+        return min(max(1.0, self._items / self._rate), _LONGEST_RETRY_S)

@@ -1,0 +1,115 @@
+"""Snapshots: named copies of a stream's states, one file each, that can leave and come back.
+
+`snapshots/STREAM/NAME.attune`. A file that a user sends in is untrusted: it is read by safetensors and
+JSON, checked whole, and refused unless it fits this encoder.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from adapters.base import BadSettings, StateMismatch
+from adapters.registry import make_method
+from adapters.state import StateFileError, unpack_header
+from encoders.base import Encoder
+from service.errors import BadRequest, Conflict, NotFound
+from service.files import check_snapshot_name, check_stream_name, write_atomically
+from service.streams import Stream, Track, pack_stream, unpack_tracks
+
+_SUFFIX = ".attune"
+
+
+class SnapshotStore:
+    def __init__(self, *, encoder: Encoder, folder: Path) -> None:
+        self._encoder = encoder
+        self._folder = folder
+
+    def create(self, stream: Stream, name: str | None, note: str) -> dict[str, Any]:
+        """Save `stream` as it is. Without a name: the version and the time. Raises Conflict if it exists."""
+        created_at = time.time()
+        version = stream.version
+        name = name or f"v{version}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime(created_at))}-{time.time_ns() % 10**6:06d}"
+        path = self._path(stream.name, name)
+        self._refuse_existing(path, name)
+        about = {"snapshot": name, "snapshot_at": created_at, "version": version, "note": note}
+        data = pack_stream(stream, kind="snapshot", fingerprint=self._encoder.fingerprint, **about)
+        write_atomically(path, data)
+        return self._describe(path)
+
+    def list(self, stream: str) -> list[dict[str, Any]]:
+        check_stream_name(stream)
+        found = [self._describe(path) for path in (self._folder / stream).glob(f"*{_SUFFIX}")]
+        return sorted(found, key=lambda card: card["created_at"])
+
+    def read(self, stream: str, name: str) -> tuple[dict[str, Any], dict[str, Track]]:
+        """Header and tracks, ready to be restored. Raises NotFound, Conflict, BadRequest."""
+        return self._unpack(self.export(stream, name))
+
+    def export(self, stream: str, name: str) -> bytes:
+        path = self._path(stream, name)
+        if not path.is_file():
+            raise NotFound(f"stream {stream!r} has no snapshot {name!r}", code="unknown_snapshot")
+        return path.read_bytes()
+
+    def import_(self, stream: str, name: str | None, data: bytes) -> dict[str, Any]:
+        """Keep a file made by `export`, here or elsewhere. Raises BadRequest, Conflict."""
+        header, _ = self._unpack(data)
+        path = self._path(stream, name or str(header.get("snapshot", "")))
+        self._refuse_existing(path, path.name.removesuffix(_SUFFIX))
+        write_atomically(path, data)
+        return self._describe(path)
+
+    def delete(self, stream: str, name: str) -> None:
+        path = self._path(stream, name)
+        if not path.is_file():
+            raise NotFound(f"stream {stream!r} has no snapshot {name!r}", code="unknown_snapshot")
+        path.unlink()
+
+    def delete_all(self, stream: str) -> None:
+        for card in self.list(stream):
+            self.delete(stream, card["name"])
+
+    def _path(self, stream: str, name: str) -> Path:
+        return self._folder / check_stream_name(stream) / f"{check_snapshot_name(name)}{_SUFFIX}"
+
+    def _refuse_existing(self, path: Path, name: str) -> None:
+        if path.exists():
+            raise Conflict(f"there is a snapshot {name!r} already; delete it or choose another name")
+
+    def _unpack(self, data: bytes) -> tuple[dict[str, Any], dict[str, Track]]:
+        try:
+            header, tracks = unpack_tracks(data, self._encoder)
+            if header.get("kind") != "snapshot":
+                raise StateFileError("it is no snapshot")
+            make_method(header["method"], header["settings"])
+        except (StateFileError, BadSettings, TypeError, KeyError) as error:
+            raise BadRequest(f"the snapshot cannot be used: {error}", code="bad_snapshot") from error
+        except StateMismatch as error:
+            raise Conflict(f"the snapshot cannot be used: {error}", code="fingerprint_mismatch") from error
+        return header, tracks
+
+    def _describe(self, path: Path) -> dict[str, Any]:
+        """The card of a snapshot file. A damaged one is listed as such, so that it can be deleted."""
+        card: dict[str, Any] = {"stream": path.parent.name, "name": path.name.removesuffix(_SUFFIX)}
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                file.seek(0)
+                header = unpack_header(file.read(8 + min(length, path.stat().st_size)))
+        except StateFileError as error:
+            return card | {"created_at": path.stat().st_mtime, "bytes": path.stat().st_size, "damaged": str(error)}
+        return card | {
+            "created_at": header.get("snapshot_at", path.stat().st_mtime),
+            "bytes": path.stat().st_size,
+            "version": header.get("version"),
+            "method": header.get("method"),
+            "settings": header.get("settings"),
+            "fingerprint": header.get("fingerprint"),
+            "note": header.get("note", ""),
+            "tracks": [
+                {"gallery": track.get("gallery"), "direction": track.get("direction"), "applied": track.get("applied")}
+                for track in header.get("tracks", {}).values()
+            ],
+        }

@@ -1,0 +1,472 @@
+"""The worker: one thread that owns every stream state, every gallery and every forward.
+
+It takes jobs from the queue and settles each exactly once. Whatever takes long (an adaptation, encoding
+gallery items) is a *task*: a generator that the loop advances slice by slice, answering one waiting batch
+between two slices. There is at most one task that a client waits for (foreground) and one that none waits
+for (background: an adaptation on gathered queries).
+
+Order: jobs of one stream are taken in the order they came. A stream's synchronous batch is taken only
+when no task of that stream is under way; its control jobs only when no foreground one is.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import structlog
+import torch
+from torch import Tensor
+
+from encoders.base import Encoder, Modality
+from index.gallery import Gallery
+from service import pipeline
+from service.errors import NotReady, ServiceError
+from service.galleries import Galleries
+from service.messages import (
+    Adaptation,
+    ControlJob,
+    Job,
+    JobAnswer,
+    Mode,
+    Query,
+    RankedHit,
+    RetrieveJob,
+    Status,
+    Target,
+    Timings,
+    new_id,
+    stream_of,
+)
+from service.metrics import Metrics
+from service.pipeline import EarlyAnswer, Outcome, Ranking, StageTimes
+from service.queue.base import JobQueue
+from service.settings import Settings
+from service.streams import Stream, StreamStore, Track
+
+log = structlog.get_logger(__name__)
+
+_IDLE_S = 1.0
+
+Action = Callable[..., Any]
+"""Takes a control job's arguments; returns the answer, or a generator that returns it (a task)."""
+
+
+class GallerySide:
+    """One gallery and target as the pipeline searches it."""
+
+    def __init__(self, gallery: Gallery, target: Target, device: torch.device) -> None:
+        self._gallery, self._target, self._device = gallery, target, device
+
+    def search(self, features: Tensor, k: int) -> Ranking:
+        scores, positions = self._gallery.search_raw(self._target, to_numpy(features), k)
+        return Ranking(scores, positions)
+
+    def vectors(self, positions: np.ndarray) -> Tensor:
+        return torch.from_numpy(self._gallery.vectors(self._target, positions)).to(self._device)
+
+
+def to_numpy(features: Tensor) -> np.ndarray:
+    """[B, D] fp32 on the host; no copy where the features already are."""
+    array: np.ndarray = features.detach().to(device="cpu", dtype=torch.float32).numpy()
+    return array
+
+
+@dataclass
+class _Task:
+    """Work that the loop advances. `jobs` are those that wait for it."""
+
+    slices: Generator[None, None, None]
+    stream: str | None
+    jobs: list[Job] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Jobs of one batch group, as the worker answers them."""
+
+    jobs: Sequence[RetrieveJob]
+    gallery: Gallery
+    target: Target
+    taken_at: float
+
+    @property
+    def queries(self) -> list[Query]:
+        return [query for job in self.jobs for query in job.queries]
+
+    @property
+    def k(self) -> int:
+        return max(job.k for job in self.jobs)
+
+
+class Worker:
+    """See the module's head. `start` and `stop` may be called from any thread, the rest runs in its own."""
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        galleries: Galleries,
+        streams: StreamStore,
+        queue: JobQueue,
+        settings: Settings,
+        metrics: Metrics,
+        actions: Mapping[str, Action],
+    ) -> None:
+        self._encoder = encoder
+        self._galleries = galleries
+        self._streams = streams
+        self._queue = queue
+        self._settings = settings
+        self._metrics = metrics
+        self._actions = actions
+        self._foreground: _Task | None = None
+        self._background: _Task | None = None
+        self._gathering: dict[tuple[str, str], tuple[Stream, Track]] = {}
+        self._saved_at = time.monotonic()
+        self._stop_at: float | None = None
+        self._thread = threading.Thread(target=self._run, name="attune-worker", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, *, grace_s: float) -> None:
+        """Close the queue, finish what was accepted (at most `grace_s`), save the states, end the thread."""
+        self._stop_at = time.monotonic() + grace_s
+        self._queue.close()
+        self._thread.join()
+
+    # -- the loop -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._finished():
+            try:
+                self._tick()
+            except Exception:  # the boundary: a fault must not end the thread, and every job is settled below it
+                log.exception("worker_fault")
+        self._refuse_the_rest()
+        self._streams.save_dirty()
+
+    def _tick(self) -> None:
+        busy = self._foreground is not None or self._background is not None
+        jobs = self._queue.take(
+            max_items=self._settings.batch_size,
+            max_wait_s=0.0 if busy else self._settings.batch_max_wait_ms / 1e3,
+            timeout_s=0.0 if busy else self._idle_for_s(),
+            accept=self._acceptable,
+        )
+        if jobs:
+            self._handle(jobs)
+        if self._foreground is None and self._background is None:
+            self._start_due_gathering()
+        if self._foreground is not None:
+            self._foreground = self._advance(self._foreground)
+        elif self._background is not None:
+            self._background = self._advance(self._background)
+        if time.monotonic() - self._saved_at > self._settings.state_save_interval_s:
+            self._streams.save_dirty()
+            self._saved_at = time.monotonic()
+
+    def _acceptable(self, job: Job) -> bool:
+        stream = stream_of(job)
+        if isinstance(job, ControlJob):
+            if self._foreground is not None and (job.items or self._foreground.stream == stream is not None):
+                return False
+            return True
+        if job.mode != "sync":
+            return True
+        background_stream = None if self._background is None else self._background.stream
+        return self._foreground is None and background_stream != stream
+
+    def _idle_for_s(self) -> float:
+        """Until the next gathering falls due, at most _IDLE_S."""
+        if not self._gathering:
+            return _IDLE_S
+        age = self._settings.gather_max_age_s
+        due = min(
+            (
+                track.gathered_since + age
+                for _, track in self._gathering.values()
+                if len(track.gathered) >= self._settings.gather_min_items
+            ),
+            default=time.monotonic() + _IDLE_S,
+        )
+        return min(max(due - time.monotonic(), 0.0), _IDLE_S)
+
+    def _finished(self) -> bool:
+        """After `stop`: nothing waits and nothing is under way, or the grace is over."""
+        if self._stop_at is None:
+            return False
+        if time.monotonic() > self._stop_at:
+            return True
+        if self._foreground is not None or self._background is not None or self._queue.depth():
+            return False
+        self._start_due_gathering(everything=True)
+        return self._background is None
+
+    def _refuse_the_rest(self) -> None:
+        error = NotReady("shutting down")
+        for task in (self._foreground, self._background):
+            if task is not None:
+                task.slices.close()
+                for job in task.jobs:
+                    self._queue.fail(job, error)
+        while jobs := self._queue.take(max_items=1 << 30, max_wait_s=0, timeout_s=0, accept=lambda job: True):
+            for job in jobs:
+                self._queue.fail(job, error)
+
+    def _advance(self, task: _Task) -> _Task | None:
+        """One slice further; None when the task has ended, in whatever way."""
+        try:
+            next(task.slices)
+        except StopIteration:
+            return None
+        except Exception as error:
+            self._fail(task.jobs, error)
+            return None
+        return task
+
+    def _handle(self, jobs: list[Job]) -> None:
+        try:
+            first = jobs[0]
+            if isinstance(first, ControlJob):
+                self._control(first)
+            else:
+                self._retrieve([job for job in jobs if isinstance(job, RetrieveJob)])
+        except Exception as error:
+            self._fail(jobs, error)
+
+    def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        if not isinstance(error, ServiceError):
+            log.warning("job_failed", error=type(error).__name__, why=str(error)[:300], exc_info=error)
+        for job in jobs:
+            self._metrics.count_failure(getattr(error, "code", "internal"))
+            self._queue.fail(job, error)
+
+    # -- control jobs -------------------------------------------------------------------------------
+
+    def _control(self, job: ControlJob) -> None:
+        answer = self._actions[job.action](**job.arguments)
+        if not isinstance(answer, Generator):
+            self._queue.settle(job, answer)
+            return
+        self._foreground = _Task(self._settled(job, answer), job.stream, [job])
+
+    def _settled(self, job: ControlJob, slices: Generator[None, None, Any]) -> Generator[None, None, None]:
+        self._queue.settle(job, (yield from slices))
+
+    # -- queries ------------------------------------------------------------------------------------
+
+    def _retrieve(self, jobs: Sequence[RetrieveJob]) -> None:
+        first = jobs[0]
+        gallery = self._galleries.usable(first.key.gallery)
+        batch = _Batch(jobs, gallery, first.key.target, time.monotonic())
+        self._metrics.observe_batch(len(batch.queries))
+        if first.key.query_kind == "embedding":
+            self._answer_embeddings(batch)
+        elif first.mode == "off":
+            self._answer_frozen(batch)
+        else:
+            stream = self._streams.find_or_create(first.key.stream)
+            track = self._streams.track(stream, first.key)
+            if first.mode == "sync":
+                self._foreground = _Task(self._adapt_and_answer(batch, stream, track), stream.name, list(jobs))
+            else:
+                self._answer_and_gather(batch, stream, track)
+
+    def _answer_embeddings(self, batch: _Batch) -> None:
+        times = StageTimes()
+        features = torch.from_numpy(np.stack([_given(query.embedding) for query in batch.queries]))
+        features = torch.nn.functional.normalize(features, dim=-1)
+        started = time.perf_counter()
+        ranking = self._side(batch).search(features, batch.k)
+        times.search_ms = (time.perf_counter() - started) * 1e3
+        self._settle(
+            batch, features, ranking, times, method="source", version=0, status="skipped",
+            reason="an embedding does not pass through the encoder",
+        )  # fmt: skip
+
+    def _answer_frozen(self, batch: _Batch) -> None:
+        times = StageTimes()
+        features, ranking = pipeline.answer(
+            **self._encoded(batch, times), k=batch.k, method=None, state=None, times=times
+        )
+        self._settle(
+            batch, features, ranking, times, method="source", version=0, status="off",
+            reason="asked for the source model",
+        )  # fmt: skip
+
+    def _answer_and_gather(self, batch: _Batch, stream: Stream, track: Track) -> None:
+        """Asynchronous mode: answer with the current state, let the queries join the next batch."""
+        times = StageTimes()
+        features, ranking = pipeline.answer(
+            **self._encoded(batch, times), k=batch.k, method=stream.method, state=track.state, times=times
+        )
+        status: Status = "queued"
+        if stream.method.adapts:
+            self._gather(stream, track, batch.queries)
+            reason = f"{len(track.gathered)} of {self._settings.batch_size} queries gathered for the next batch"
+        else:
+            status, reason = "skipped", f"the stream's method is {stream.method_name}"
+        self._settle(
+            batch, features, ranking, times, method=stream.method_name, version=track.state.version,
+            status=status, reason=reason,
+        )  # fmt: skip
+
+    def _adapt_and_answer(self, batch: _Batch, stream: Stream, track: Track) -> Generator[None, None, None]:
+        """Synchronous mode: the batch adapts, and its answer comes from the adapted model."""
+        times = StageTimes()
+        version = track.state.version
+
+        def on_answer(early: EarlyAnswer) -> None:
+            learned = early.status in ("applied", "applying")
+            self._settle(
+                batch, early.features, early.ranking, times, method=stream.method_name,
+                version=version + learned, status=early.status, reason=early.reason,
+            )  # fmt: skip
+
+        outcome = yield from pipeline.adapt(
+            **self._encoded(batch, times),
+            k=batch.k,
+            method=stream.method,
+            state=track.state,
+            batch_id=batch.jobs[0].id,
+            times=times,
+            on_answer=on_answer,
+            answer_before_last_update=self._settings.answer_before_last_update,
+        )
+        self._commit(stream, track, outcome, len(batch.queries))
+
+    def _encoded(self, batch: _Batch, times: StageTimes) -> dict[str, Any]:
+        """The pipeline's arguments for a batch of texts or pictures."""
+        started = time.perf_counter()
+        tower, inputs = self._prepare(batch.queries)
+        times.encode_ms += (time.perf_counter() - started) * 1e3
+        return {"tower": tower, "inputs": inputs, "side": self._side(batch)}
+
+    def _prepare(self, queries: Sequence[Query]) -> tuple[Any, Any]:
+        modality: Modality = "text" if queries[0].kind == "text" else "image"
+        tower = self._encoder.towers[modality]
+        if modality == "text":
+            return tower, tower.prepare([_given(query.text) for query in queries])
+        return tower, tower.prepare([_given(query.pixels) for query in queries])
+
+    def _side(self, batch: _Batch) -> GallerySide:
+        return GallerySide(batch.gallery, batch.target, self._encoder.device)
+
+    # -- gathering and background adaptation --------------------------------------------------------
+
+    def _gather(self, stream: Stream, track: Track, queries: Sequence[Query]) -> None:
+        if not track.gathered:
+            track.gathered_since = time.monotonic()
+        track.gathered.extend(queries)
+        surplus = len(track.gathered) - self._settings.gather_capacity_items
+        if surplus > 0:
+            del track.gathered[:surplus]
+            track.shed += surplus
+            self._metrics.count_adaptation(stream.method_name, "shed", surplus)
+        self._gathering[(stream.name, track.name)] = (stream, track)
+
+    def _start_due_gathering(self, *, everything: bool = False) -> None:
+        """Begin to adapt on the first gathering that is full, or old enough and not too small."""
+        settings = self._settings
+        now = time.monotonic()
+        for key, (stream, track) in list(self._gathering.items()):
+            if not self._still_there(stream, track):
+                del self._gathering[key]
+                continue
+            count = len(track.gathered)
+            old = everything or now - track.gathered_since >= settings.gather_max_age_s
+            if count >= settings.batch_size or (old and count >= settings.gather_min_items):
+                queries, track.gathered = track.gathered[: settings.batch_size], track.gathered[settings.batch_size :]
+                track.gathered_since = now
+                if not track.gathered:
+                    del self._gathering[key]
+                else:  # to the back: other streams have their turn
+                    self._gathering[key] = self._gathering.pop(key)
+                self._background = _Task(self._adapt_only(stream, track, queries), stream.name)
+                return
+
+    def _adapt_only(
+        self, stream: Stream, track: Track, queries: Sequence[Query]
+    ) -> Generator[None, None, None]:
+        gallery = self._galleries.usable(track.gallery)
+        tower, inputs = self._prepare(queries)
+        outcome = yield from pipeline.adapt(
+            tower=tower,
+            inputs=inputs,
+            side=GallerySide(gallery, track.target, self._encoder.device),
+            k=1,
+            method=stream.method,
+            state=track.state,
+            batch_id=new_id(),
+            times=StageTimes(),
+        )
+        self._commit(stream, track, outcome, len(queries))
+
+    def _commit(self, stream: Stream, track: Track, outcome: Outcome, queries: int) -> None:
+        if not self._still_there(stream, track):
+            log.info("adaptation_dropped", stream=stream.name, why="the stream was reset or deleted meanwhile")
+            return
+        track.commit(outcome)
+        stream.dirty = True
+        self._metrics.count_adaptation(stream.method_name, outcome.status, queries)
+        if outcome.status == "undone":
+            log.warning("adaptation_undone", stream=stream.name, track=track.name, why=outcome.reason)
+
+    def _still_there(self, stream: Stream, track: Track) -> bool:
+        return self._streams.is_current(stream) and stream.tracks.get(track.name) is track
+
+    # -- answers ------------------------------------------------------------------------------------
+
+    def _settle(
+        self,
+        batch: _Batch,
+        features: Tensor,
+        ranking: Ranking,
+        times: StageTimes,
+        *,
+        method: str,
+        version: int,
+        status: Status,
+        reason: str,
+    ) -> None:
+        mode: Mode = batch.jobs[0].mode
+        direction = batch.jobs[0].key.direction
+        adaptation = Adaptation(method, mode, direction, version, status, reason, len(batch.queries))
+        now = time.monotonic()
+        start = 0
+        for job in batch.jobs:
+            rows = slice(start, start + job.items)
+            start = rows.stop
+            timings = Timings(
+                wait_ms=(batch.taken_at - job.accepted_at) * 1e3,
+                encode_ms=times.encode_ms,
+                search_ms=times.search_ms,
+                adapt_ms=times.adapt_ms,
+                total_ms=(now - job.accepted_at) * 1e3,
+            )
+            self._queue.settle(job, JobAnswer(self._hits(batch, job, features, ranking, rows), adaptation, timings))
+            self._metrics.observe_answer(
+                mode=mode, direction=direction, status=status, timings=timings, queries=job.items
+            )
+
+    def _hits(
+        self, batch: _Batch, job: RetrieveJob, features: Tensor, ranking: Ranking, rows: slice
+    ) -> tuple[tuple[RankedHit, ...], ...]:
+        gallery, target = batch.gallery, batch.target
+        scores, positions = ranking.scores[rows], ranking.positions[rows]
+        if job.filter is not None:
+            allowed = gallery.allowed(target, job.filter)
+            scores, positions = gallery.search_raw(target, to_numpy(features[rows]), job.k, allowed)
+        found = gallery.hits(target, scores, positions, job.k)
+        return tuple(tuple(RankedHit(hit.id, hit.score, hit.payload) for hit in hits) for hits in found)
+
+
+def _given(value: Any) -> Any:
+    assert value is not None  # the queue groups jobs by kind, so a query of this batch has this field
+    return value
