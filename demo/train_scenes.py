@@ -60,8 +60,8 @@ class Recipe:
 
     train_scenes: int = 40_000
     steps: int = 5_000
-    batch: int = 256
-    learning_rate: float = 1.2e-3
+    batch: int = 128
+    learning_rate: float = 1e-3
     warmup_share: float = 0.06
     weight_decay: float = 0.05
     shorten_share: float = 0.15
