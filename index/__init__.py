@@ -1,0 +1,56 @@
+"""Galleries: vector indexes, items, filters, persistence. See `base` for the errors and the settings."""
+
+from index.base import (
+    TARGETS,
+    BadFilter,
+    BadItem,
+    BadName,
+    BadSettings,
+    BadVector,
+    DuplicateId,
+    FingerprintMismatch,
+    GalleryCorrupt,
+    GalleryError,
+    GalleryExists,
+    GalleryNotFound,
+    IndexSettings,
+    ItemNotFound,
+    StorageError,
+    StorageFull,
+    Target,
+    UnknownTarget,
+    VectorIndex,
+)
+from index.factory import make_index
+from index.gallery import Gallery
+from index.items import Hit, Item, UpsertReport
+from index.store import GalleryInfo, GalleryStore
+
+__all__ = [
+    "TARGETS",
+    "BadFilter",
+    "BadItem",
+    "BadName",
+    "BadSettings",
+    "BadVector",
+    "DuplicateId",
+    "FingerprintMismatch",
+    "Gallery",
+    "GalleryCorrupt",
+    "GalleryError",
+    "GalleryExists",
+    "GalleryInfo",
+    "GalleryNotFound",
+    "GalleryStore",
+    "Hit",
+    "IndexSettings",
+    "Item",
+    "ItemNotFound",
+    "StorageError",
+    "StorageFull",
+    "Target",
+    "UnknownTarget",
+    "UpsertReport",
+    "VectorIndex",
+    "make_index",
+]

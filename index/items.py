@@ -1,0 +1,135 @@
+"""What goes into a gallery and what comes out; checks and the stored form.
+
+Letters: N items, D features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from index.base import TARGETS, BadItem, BadVector, Floats, Mask, Target, UnknownTarget
+
+MAX_ID_LENGTH = 512
+# Rows whose length differs from 1 by no more are stored bit for bit; rounding in fp32 stays below it.
+_UNIT_TOLERANCE = 1e-6
+_ZERO_LENGTH = 1e-20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One thing to find. `vectors` holds [D] for "image", "text" or both; they are stored with length 1."""
+
+    id: str
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    text: str | None = None
+    vectors: Mapping[Target, Floats] = field(default_factory=dict)
+
+
+class Hit(NamedTuple):
+    """One answer. `payload` is the gallery's own object: read it, do not change it."""
+
+    id: str
+    score: float
+    payload: Mapping[str, Any]
+
+
+class UpsertReport(NamedTuple):
+    added: int
+    replaced: int
+
+
+@dataclass(slots=True)
+class Record:
+    """An item as a gallery holds it. `sequence` orders the items; it stays as long as the item's place."""
+
+    sequence: int
+    id: str
+    payload: dict[str, Any]
+    payload_json: str
+    text: str | None
+    vectors: dict[Target, Floats]
+    """[D] each; emptied when the vector index has taken them."""
+
+
+def prepare(items: Sequence[Item], dimension: int) -> list[Record]:
+    """Checked, independent copies of the items, with unit vectors; sequences are still 0.
+
+    Raises:
+        BadItem, BadVector, UnknownTarget: naming the item.
+    """
+    records = [_record(item) for item in items]
+    for target in TARGETS:
+        having = [
+            (record, item.vectors[target])
+            for record, item in zip(records, items, strict=True)
+            if target in item.vectors
+        ]
+        rows = unit_rows([vector for _, vector in having], dimension, [record.id for record, _ in having])
+        for (record, _), row in zip(having, rows, strict=True):
+            record.vectors[target] = row
+    return records
+
+
+def _record(item: Item) -> Record:
+    if not isinstance(item.id, str) or not 1 <= len(item.id) <= MAX_ID_LENGTH:
+        raise BadItem(f"an item's id is a text of 1 to {MAX_ID_LENGTH} letters, not {item.id!r:.80}")
+    if not item.vectors:
+        raise BadItem(f"item {item.id!r} has no vector")
+    for target in item.vectors:
+        check_target(target)
+    if item.text is not None and not isinstance(item.text, str):
+        raise BadItem(f"the text of item {item.id!r} is no text")
+    payload_json = _payload_json(item)
+    try:
+        f"{item.id}{item.text or ''}".encode()
+    except UnicodeEncodeError as error:
+        raise BadItem(f"id or text of item {item.id!r} is no valid Unicode: {error}") from error
+    return Record(0, item.id, json.loads(payload_json), payload_json, item.text, {})
+
+
+def _payload_json(item: Item) -> str:
+    if not isinstance(item.payload, Mapping):
+        raise BadItem(f"the payload of item {item.id!r} is no object")
+    try:
+        return json.dumps(dict(item.payload), allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadItem(f"the payload of item {item.id!r} cannot be written as JSON: {error}") from error
+
+
+def check_target(target: str) -> None:
+    if target not in TARGETS:
+        raise UnknownTarget(f"unknown target {target!r}; galleries hold {' and '.join(TARGETS)} vectors")
+
+
+def unit_rows(vectors: Sequence[Floats], dimension: int, names: Sequence[str]) -> Floats:
+    """Vectors of N items, each [D], scaled to length 1 -> [N, D]. Those of length 1 stay bit for bit.
+
+    Raises:
+        BadVector: naming the item, for a wrong size, NaN, infinity or length zero.
+    """
+    rows = np.empty((len(vectors), dimension), dtype=np.float32)
+    for place, (vector, name) in enumerate(zip(vectors, names, strict=True)):
+        array = np.asarray(vector)
+        if array.shape != (dimension,) or array.dtype.kind not in "fiu":
+            raise BadVector(
+                f"the vector of item {name!r} must be {dimension} real numbers, "
+                f"not {array.dtype} of shape {list(array.shape)}"
+            )
+        with np.errstate(over="ignore"):  # Too large for float32 becomes infinity, refused below.
+            rows[place] = array
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))  # [N]
+    _refuse(~np.isfinite(lengths), names, "holds NaN or infinity")
+    _refuse(lengths < _ZERO_LENGTH, names, "has length zero")
+    scaled = np.abs(lengths - 1) > _UNIT_TOLERANCE
+    rows[scaled] = (rows[scaled] / lengths[scaled, None]).astype(np.float32)
+    return rows
+
+
+def _refuse(bad: Mask, names: Sequence[str], what: str) -> None:
+    if bool(bad.any()):
+        raise BadVector(f"the vector of item {names[int(bad.argmax())]!r} {what}")
