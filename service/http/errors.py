@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -115,12 +115,10 @@ def internal(request_id: str) -> Failure:
 
 
 async def respond(request: Request, error: Exception) -> Response:
-    """The exception handler of the application for everything that `failure_of` knows."""
-    failure = failure_of(error)
-    if failure is None:
-        raise error
-    if failure.status == 404 and failure.code == "unknown_route":
-        failure = Failure(404, "unknown_route", f"there is no {shorten(request.url.path)}; see /docs")
+    """The handler for what the framework itself raises; all other errors reach the middleware."""
+    failure = failure_of(error) or internal("")
+    if failure.code == "unknown_route":
+        failure = replace(failure, message=f"there is no {shorten(request.url.path)}; see /docs")
     request.scope.setdefault("attune", {})["code"] = failure.code
     return failure.response()
 

@@ -1,0 +1,191 @@
+"""The documentation of bodies that the routes read themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.http.schemas import (
+    ErrorBody,
+    ItemIds,
+    ItemsBody,
+    NewGallery,
+    NewSnapshot,
+    RetrieveAnswerShown,
+    RetrieveBody,
+    RetrieveOptions,
+    StreamConfiguration,
+)
+
+BODIES: tuple[type[BaseModel], ...] = (
+    RetrieveBody,
+    RetrieveOptions,
+    NewGallery,
+    ItemsBody,
+    ItemIds,
+    StreamConfiguration,
+    NewSnapshot,
+)
+_REF = "#/components/schemas/{model}"
+
+ERROR_EXAMPLE = {
+    "error": {
+        "code": "queue_full",
+        "message": "1024 queries are waiting already; come back in 2 s",
+        "details": {"retry_after_s": 2.0},
+    }
+}
+FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {
+        "model": ErrorBody,
+        "description": text,
+        "content": {"application/json": {"example": ERROR_EXAMPLE}},
+    }
+    for status, text in (
+        ("4XX", "The request is refused; 429 carries Retry-After."),
+        ("5XX", "The server cannot answer; 503 carries Retry-After."),
+    )
+}
+
+RETRIEVE_EXAMPLES = {
+    "text": {"summary": "one text", "value": {"queries": [{"text": "a red circle above a blue square"}]}},
+    "batch": {
+        "summary": "a batch of one stream, adapted to before the answer",
+        "value": {
+            "queries": [{"text": "a red circle"}, {"text": "two green triangles"}],
+            "stream": "shop-7",
+            "k": 5,
+            "adapt": "sync",
+            "filter": {"colour": {"in": ["red", "green"]}},
+        },
+    },
+    "image": {
+        "summary": "a picture as data URI",
+        "value": {"queries": [{"image": "data:image/png;base64,iVBORw0KGgo..."}], "stream": "camera-3"},
+    },
+}
+RETRIEVE_ANSWER_EXAMPLE = {
+    "results": [{"hits": [{"id": "scene-17", "score": 0.8123, "payload": {"caption": "a red circle"}}]}],
+    "adaptation": {
+        "method": "tcr",
+        "mode": "async",
+        "direction": "text->image",
+        "state_version": 3,
+        "status": "queued",
+        "reason": "",
+        "batch_size": 1,
+    },
+    "timings_ms": {"wait": 0.4, "encode": 5.1, "search": 0.2, "adapt": 0.0, "total": 6.0},
+    "gallery": "demo",
+    "stream": "default",
+}
+
+
+def json_request(
+    model: type[BaseModel], example: Mapping[str, Any], *, required: bool = True
+) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads `model` as JSON."""
+    content = {"application/json": {"schema": _reference(model), "example": example}}
+    return {"requestBody": {"required": required, "content": content}}
+
+
+def retrieve_request() -> dict[str, Any]:
+    """`openapi_extra` of /retrieve: its three forms."""
+    options = _option_fields()
+    picture = {"type": "string", "format": "binary"}
+    form = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "image": {"type": "array", "items": picture, "description": "Pictures, one field each."},
+            "text": {"type": "array", "items": {"type": "string"}, "description": "Texts, one field each."},
+            **options,
+        },
+    }
+    content: dict[str, Any] = {
+        "application/json": {"schema": _reference(RetrieveBody), "examples": RETRIEVE_EXAMPLES},
+        "multipart/form-data": {
+            "schema": form,
+            "examples": {
+                "picture": {
+                    "summary": "curl -F image=@photo.jpg -F k=5 URL/retrieve",
+                    "value": {"image": ["(the file's bytes)"], "k": 5, "stream": "camera-3"},
+                }
+            },
+        },
+    }
+    raw = {"schema": picture, "example": "(curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg')"}
+    content |= {"image/*": raw, "application/octet-stream": raw}
+    parameters = [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": schema,
+            "description": f"For a raw picture or a form: {schema.get('description', '')}",
+        }
+        for name, schema in options.items()
+    ]
+    return {"requestBody": {"required": True, "content": content}, "parameters": parameters}
+
+
+def bytes_request(description: str) -> dict[str, Any]:
+    """`openapi_extra` of a route whose body is a file."""
+    schema = {"type": "string", "format": "binary", "description": description}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": schema}},
+        }
+    }
+
+
+def answers(model: type[BaseModel], description: str, status: int = 200) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that answers with `model`."""
+    entry: dict[str, Any] = {"model": model, "description": description}
+    if model is RetrieveAnswerShown:
+        entry["content"] = {"application/json": {"example": RETRIEVE_ANSWER_EXAMPLE}}
+    return {status: entry}
+
+
+def document(app: FastAPI) -> None:
+    """Make `app.openapi()` know the bodies that FastAPI does not read."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            components = schema.setdefault("components", {}).setdefault("schemas", {})
+            for name, body in _body_schemas().items():
+                components.setdefault(name, body)
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _body_schemas() -> dict[str, Any]:
+    _, shared = models_json_schema([(model, "validation") for model in BODIES], ref_template=_REF)
+    definitions: dict[str, Any] = shared["$defs"]
+    return definitions
+
+
+def _option_fields() -> dict[str, Any]:
+    """The options of /retrieve as they look in forms and URLs, where a filter is JSON text."""
+    fields: dict[str, Any] = dict(RetrieveOptions.model_json_schema(ref_template=_REF)["properties"])
+    fields["filter"] = {"type": "string", "description": f"{fields['filter']['description']} As JSON."}
+    for name in ("gallery", "deadline_ms"):
+        # A form has no null: the field is absent or has a value.
+        value = next(choice for choice in fields[name]["anyOf"] if choice["type"] != "null")
+        fields[name] = value | {"description": fields[name]["description"]}
+    return fields
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REF.format(model=model.__name__)}

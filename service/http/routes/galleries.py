@@ -1,0 +1,125 @@
+"""Galleries and their items. Reading is open; changing needs the admin key where one is set."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.http.auth import Admin
+from service.http.bodies import json_body
+from service.http.dependencies import DecodersDep, EngineDep, SettingsDep, note
+from service.http.items import check_count, decode_items
+from service.http.openapi import answers, json_request
+from service.http.responses import json_response, no_content
+from service.http.schemas import (
+    Deleted,
+    GalleriesShown,
+    GalleryPath,
+    GalleryShown,
+    ItemIds,
+    ItemPage,
+    ItemsBody,
+    ItemShown,
+    NewGallery,
+    Upserted,
+)
+
+router = APIRouter(prefix="/galleries", tags=["galleries"])
+MAX_PAGE = 1000
+
+ITEMS_EXAMPLE = {
+    "items": [
+        {"id": "scene-17", "text": "a red circle above a blue square", "payload": {"colour": "red"}},
+        {"id": "photo-3", "image": "data:image/png;base64,iVBORw0KGgo..."},
+    ]
+}
+
+
+@router.get("", summary="All galleries", responses=answers(GalleriesShown, "By name."))
+async def list_galleries(engine: EngineDep) -> Response:
+    return json_response({"galleries": await engine.list_galleries()})
+
+
+@router.post(
+    "",
+    summary="Create a gallery",
+    status_code=201,
+    dependencies=[Admin],
+    responses=answers(GalleryShown, "The new, empty gallery.", 201),
+    openapi_extra=json_request(NewGallery, {"name": "products", "index": {"kind": "flat"}}),
+)
+async def create_gallery(
+    body: Annotated[NewGallery, json_body(NewGallery)], engine: EngineDep, request: Request
+) -> Response:
+    note(request, gallery=body.name)
+    return json_response(await engine.create_gallery(body.name, body.index), status=201)
+
+
+@router.get("/{gallery}", summary="One gallery", responses=answers(GalleryShown, "The gallery."))
+async def describe_gallery(gallery: GalleryPath, engine: EngineDep) -> Response:
+    return json_response(await engine.describe_gallery(gallery))
+
+
+@router.delete("/{gallery}", summary="Delete a gallery", status_code=204, dependencies=[Admin])
+async def delete_gallery(gallery: GalleryPath, engine: EngineDep) -> Response:
+    await engine.delete_gallery(gallery)
+    return no_content()
+
+
+@router.post(
+    "/{gallery}/items",
+    summary="Add or replace items",
+    dependencies=[Admin],
+    responses=answers(Upserted, "All items are in."),
+    openapi_extra=json_request(ItemsBody, ITEMS_EXAMPLE),
+)
+async def upsert_items(
+    gallery: GalleryPath,
+    body: Annotated[ItemsBody, json_body(ItemsBody)],
+    engine: EngineDep,
+    settings: SettingsDep,
+    decoders: DecodersDep,
+) -> Response:
+    """All or none: one bad item refuses the request."""
+    items = await decode_items(body.items, settings, engine, decoders)
+    return json_response(await engine.upsert_items(gallery, items))
+
+
+@router.post(
+    "/{gallery}/items/delete",
+    summary="Remove items",
+    dependencies=[Admin],
+    responses=answers(Deleted, "How many there were."),
+    openapi_extra=json_request(ItemIds, {"ids": ["scene-17", "photo-3"]}),
+)
+async def delete_items(
+    gallery: GalleryPath,
+    body: Annotated[ItemIds, json_body(ItemIds)],
+    engine: EngineDep,
+    settings: SettingsDep,
+) -> Response:
+    """Ids that the gallery does not hold are passed over."""
+    check_count(len(body.ids), settings)
+    return json_response({"deleted": await engine.delete_items(gallery, body.ids)})
+
+
+@router.get("/{gallery}/items", summary="Items, page by page", responses=answers(ItemPage, "One page."))
+async def list_items(
+    gallery: GalleryPath,
+    engine: EngineDep,
+    offset: Annotated[int, Query(ge=0, le=2**53, description="Items to pass over.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most items of the page.")] = 100,
+) -> Response:
+    return json_response(await engine.list_items(gallery, offset, limit))
+
+
+@router.get("/{gallery}/items/{id:path}", summary="One item", responses=answers(ItemShown, "The item."))
+async def get_item(
+    gallery: GalleryPath,
+    id: Annotated[str, Path(min_length=1, max_length=512, description="The item's id.")],
+    engine: EngineDep,
+) -> Response:
+    return json_response(await engine.get_item(gallery, id))

@@ -1,0 +1,47 @@
+"""Probes and numbers. Open to all, so that orchestrators and Prometheus need no key."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.errors import NotReady
+from service.http.dependencies import EngineDep
+from service.http.openapi import answers
+from service.http.responses import json_response
+from service.http.schemas import StatusShown
+from service.metrics import CONTENT_TYPE
+from service.version import VERSION
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/", include_in_schema=False)
+async def about() -> Response:
+    return json_response({"name": "attune", "version": VERSION, "docs": "/docs", "openapi": "/openapi.json"})
+
+
+@router.get("/livez", summary="Does the process answer?", responses=answers(StatusShown, "It does."))
+async def livez() -> Response:
+    return json_response({"status": "alive"})
+
+
+@router.get("/readyz", summary="Does it answer queries?", responses=answers(StatusShown, "It does."))
+async def readyz(engine: EngineDep) -> Response:
+    """503 while the model loads and after the shutdown began."""
+    return json_response({"status": "ready"})
+
+
+@router.get(
+    "/metrics",
+    summary="Numbers for Prometheus",
+    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus text format."}},
+    response_class=Response,
+)
+async def metrics(request: Request) -> Response:
+    engine = request.app.state.engine
+    if engine is None:
+        raise NotReady("the server is starting")
+    engine.metrics.set_ready(engine.ready)
+    return Response(engine.metrics.render(), headers={"Content-Type": CONTENT_TYPE})

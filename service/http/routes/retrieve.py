@@ -1,0 +1,43 @@
+"""POST /retrieve: search, and what was learnt on the way."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.http.dependencies import DecodersDep, EngineDep, SettingsDep, note, unless_client_leaves
+from service.http.openapi import answers, retrieve_request
+from service.http.queries import decode_queries, read_retrieve
+from service.http.responses import answer_body, json_response
+from service.http.schemas import RetrieveAnswerShown
+from service.messages import RetrieveRequest
+
+router = APIRouter(tags=["retrieve"])
+
+
+@router.post(
+    "/retrieve",
+    summary="Search a gallery by texts, pictures or embeddings",
+    responses=answers(RetrieveAnswerShown, "Hits in the order of the queries."),
+    openapi_extra=retrieve_request(),
+)
+async def retrieve(
+    request: Request, engine: EngineDep, settings: SettingsDep, decoders: DecodersDep
+) -> Response:
+    """Queries as JSON, as a form with pictures, or one picture as the body with the options in the URL."""
+    raw, options = await read_retrieve(request, settings)
+    note(request, stream=options.stream, queries=len(raw))
+    asked = RetrieveRequest(
+        queries=await decode_queries(raw, settings, engine, decoders),
+        gallery=options.gallery,
+        stream=options.stream,
+        k=options.k,
+        target=options.target,
+        adapt=options.adapt,
+        filter=options.filter,
+        deadline_ms=options.deadline_ms,
+    )
+    answer = await unless_client_leaves(request, engine.retrieve(asked))
+    note(request, state_version=answer.parts[0].adaptation.state_version)
+    return json_response(answer_body(answer))
