@@ -126,7 +126,7 @@ def unit_rows(vectors: Sequence[Floats], dimension: int, names: Sequence[str]) -
     _refuse(~np.isfinite(lengths), names, "holds NaN or infinity")
     _refuse(lengths < _ZERO_LENGTH, names, "has length zero")
     scaled = np.abs(lengths - 1) > _UNIT_TOLERANCE
-    rows[scaled] = (rows[scaled] / lengths[scaled, None]).astype(np.float32)
+    np.divide(rows, lengths[:, None], out=rows, where=scaled[:, None], casting="same_kind")
     return rows
 
 

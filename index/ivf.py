@@ -41,6 +41,11 @@ class IvfIndex:
     def trained(self) -> bool:
         return self._lists is not None
 
+    @property
+    def lists(self) -> int:
+        """How many lists there are; 0 before training."""
+        return int(self._lists.nlist) if self.trained else 0
+
     def __len__(self) -> int:
         return len(self._rows)
 
