@@ -115,6 +115,7 @@ def pack_states(states: Mapping[str, AdaptationState], *, header: Mapping[str, A
             for name, value in group.items():
                 tensors[f"{position}/{prefix}{name}"] = value.detach().contiguous().cpu()
         described[key] = {
+            "names": [list(group) for group in _groups(state)],
             "method": state.method,
             "fingerprint": state.fingerprint,
             "numbers": state.numbers,
@@ -153,7 +154,10 @@ def unpack_states(
     states: dict[str, AdaptationState] = {}
     try:
         for position, (key, plain) in enumerate(document["states"].items()):
-            groups = [_select(tensors, f"{position}/{prefix}", device) for prefix in _PREFIXES]
+            groups = [
+                {name: tensors[f"{position}/{prefix}{name}"].to(device) for name in names}
+                for prefix, names in zip(_PREFIXES, plain["names"], strict=True)
+            ]
             states[key] = AdaptationState(
                 method=plain["method"],
                 fingerprint=plain["fingerprint"],
@@ -165,13 +169,9 @@ def unpack_states(
                 batches=plain["batches"],
                 applied_batches=tuple(plain["applied_batches"]),
             )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StateFileError(f"the state file lacks a field: {error}") from error
     return states, document["header"]
-
-
-def _select(tensors: Mapping[str, Tensor], prefix: str, device: torch.device | str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: value.to(device) for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -297,45 +297,46 @@ class Engine:
         return await self._do("list_streams")
 
     async def describe_stream(self, name: str) -> dict[str, Any]:
-        return await self._do("describe_stream", stream=name, name=name)
+        return await self._do("describe_stream", order=name, name=name)
 
     async def configure_stream(
         self, name: str, method: str | None, settings: Mapping[str, Any] | None
     ) -> dict[str, Any]:
-        return await self._do("configure_stream", stream=name, name=name, method=method, settings=settings)
+        return await self._do("configure_stream", order=name, name=name, method=method, settings=settings)
 
     async def reset_stream(self, name: str) -> dict[str, Any]:
-        return await self._do("reset_stream", stream=name, name=name)
+        return await self._do("reset_stream", order=name, name=name)
 
     async def delete_stream(self, name: str, *, force: bool = False) -> None:
-        await self._do("delete_stream", stream=name, name=name, force=force)
+        await self._do("delete_stream", order=name, name=name, force=force)
 
     # -- snapshots ----------------------------------------------------------------------------------
 
     async def create_snapshot(self, stream: str, name: str | None, note: str = "") -> dict[str, Any]:
-        return await self._do("create_snapshot", stream=stream, of=stream, name=name, note=note)
+        return await self._do("create_snapshot", order=stream, stream=stream, name=name, note=note)
 
     async def list_snapshots(self, stream: str) -> list[dict[str, Any]]:
-        return await self._do("list_snapshots", stream=stream, of=stream)
+        return await self._do("list_snapshots", order=stream, stream=stream)
 
     async def restore_snapshot(self, stream: str, name: str) -> dict[str, Any]:
-        return await self._do("restore_snapshot", stream=stream, of=stream, name=name)
+        return await self._do("restore_snapshot", order=stream, stream=stream, name=name)
 
     async def delete_snapshot(self, stream: str, name: str) -> None:
-        await self._do("delete_snapshot", stream=stream, of=stream, name=name)
+        await self._do("delete_snapshot", order=stream, stream=stream, name=name)
 
     async def export_snapshot(self, stream: str, name: str) -> bytes:
-        return await self._do("export_snapshot", stream=stream, of=stream, name=name)
+        return await self._do("export_snapshot", order=stream, stream=stream, name=name)
 
     async def import_snapshot(self, stream: str, name: str | None, data: bytes) -> dict[str, Any]:
-        return await self._do("import_snapshot", stream=stream, of=stream, name=name, data=data)
+        return await self._do("import_snapshot", order=stream, stream=stream, name=name, data=data)
 
     # -- control jobs -------------------------------------------------------------------------------
 
-    async def _do(self, action: str, *, stream: str | None = None, items: int = 0, **arguments: Any) -> Any:
+    async def _do(self, action: str, *, order: str | None = None, items: int = 0, **arguments: Any) -> Any:
+        """Let the worker do `action`, in order with the queries of stream `order`."""
         if "new_items" in arguments:
             arguments["items"] = arguments.pop("new_items")
-        job = ControlJob(action=action, arguments=arguments, stream=stream, items=items)
+        job = ControlJob(action=action, arguments=arguments, stream=order, items=items)
         (answer,) = await self._answers([job], timeout_s=self._settings.request_timeout_s)
         return answer
 
@@ -354,16 +355,16 @@ class Engine:
             snapshots.delete_all(name)
             streams.delete(name)
 
-        def list_snapshots(of: str) -> list[dict[str, Any]]:
-            found = snapshots.list(of)
+        def list_snapshots(stream: str) -> list[dict[str, Any]]:
+            found = snapshots.list(stream)
             if not found:
-                streams.find(of)
+                streams.find(stream)
             return found
 
-        def restore_snapshot(of: str, name: str) -> dict[str, Any]:
-            header, tracks = snapshots.read(of, name)
+        def restore_snapshot(stream: str, name: str) -> dict[str, Any]:
+            header, tracks = snapshots.read(stream, name)
             return streams.restore(
-                of, method=header["method"], settings=header["settings"], tracks=tracks
+                stream, method=header["method"], settings=header["settings"], tracks=tracks
             ).describe()
 
         return {
@@ -380,7 +381,7 @@ class Engine:
             "configure_stream": configure_stream,
             "reset_stream": lambda name: streams.reset(name).describe(),
             "delete_stream": delete_stream,
-            "create_snapshot": lambda of, name, note: snapshots.create(streams.find(of), name, note),
+            "create_snapshot": lambda stream, name, note: snapshots.create(streams.find(stream), name, note),
             "list_snapshots": list_snapshots,
             "restore_snapshot": restore_snapshot,
             "delete_snapshot": snapshots.delete,
@@ -410,7 +411,7 @@ def _build(
     encoder = encoder or _load_encoder(settings)
     folder = Path(settings.data_folder)
     galleries = Galleries(
-        GalleryStore(folder / "galleries"),
+        GalleryStore(folder / "galleries", device=str(encoder.device)),
         encoder,
         default_kind=settings.index,
         batch_size=settings.batch_size,

@@ -14,8 +14,9 @@ import numpy as np
 import structlog
 
 from encoders.base import Encoder, Modality
-from index.base import FingerprintMismatch, GalleryCorrupt, GalleryError, GalleryNotFound, IndexSettings
-from index.gallery import Gallery, Item
+from index.base import GalleryError, GalleryNotFound, IndexSettings
+from index.gallery import Gallery
+from index.items import Item
 from index.store import GalleryStore
 from service.errors import BadRequest
 from service.messages import NewItem, Target
@@ -48,7 +49,7 @@ class Galleries:
     def _try_open(self, name: str) -> None:
         try:
             self._open[name] = self._store.open(name, self._encoder.fingerprint)
-        except (FingerprintMismatch, GalleryCorrupt) as error:
+        except GalleryError as error:  # another encoder's, damaged: listed and deletable, not searched
             self._refused[name] = error
             log.warning("gallery_refused", gallery=name, why=str(error))
 
@@ -93,7 +94,21 @@ class Galleries:
         }
 
     def _describe_refused(self, name: str) -> dict[str, Any]:
-        return {"name": name, "status": "refused", "why": str(self._refused[name])}
+        refused = {"name": name, "status": "refused", "why": str(self._refused[name])}
+        try:
+            info = self._store.describe(name)
+        except GalleryError:
+            return refused
+        return {
+            **refused,
+            "items": info.items,
+            "targets": info.targets,
+            "dimension": info.dimension,
+            "fingerprint": info.fingerprint,
+            "index": info.settings.to_dict(),
+            "created_at": info.created_at,
+            "generation": info.generation,
+        }
 
     def create(self, name: str, index: Mapping[str, Any] | None) -> dict[str, Any]:
         settings = IndexSettings.from_dict({"kind": self._default_kind, **(index or {})})
@@ -155,11 +170,11 @@ class Galleries:
 
     def list_items(self, name: str, offset: int, limit: int) -> dict[str, Any]:
         gallery = self.usable(name)
-        return {"items": [_described(item) for item in gallery.page(offset, limit)], "total": len(gallery)}
+        return {"items": [_described(item) for item in gallery.page(offset, limit, with_vectors=True)], "total": len(gallery)}
 
     def close(self) -> None:
         self._store.close()
 
 
 def _described(item: Item) -> dict[str, Any]:
-    return {"id": item.id, "payload": item.payload, "text": item.text, "modalities": sorted(item.vectors)}
+    return {"id": item.id, "payload": dict(item.payload), "text": item.text, "modalities": sorted(item.vectors)}

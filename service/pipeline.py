@@ -149,6 +149,9 @@ def adapt(
         last = step == method.steps - 1
         features = _forward(tower, inputs, working, learns=method.learns)
         clock.lap("encode_ms")
+        if not _finite(features):
+            finite.append(torch.tensor(False))
+            break
         asked = k if last and on_answer is not None else 1
         ranking = side.search(features.detach(), asked)
         candidates = side.vectors(np.maximum(ranking.positions[:, 0], 0))
@@ -160,7 +163,7 @@ def adapt(
         if last and on_answer is not None and not method.predict_after_update:
             ranked = _rank(method, working, forward, ranking, side, k)
             clock.lap("adapt_ms")
-            if answer_before_last_update and method.learns and _all_true(finite) and _finite(ranked[0]):
+            if answer_before_last_update and method.learns and _all_true(finite):
                 on_answer(EarlyAnswer(*ranked, status="applying", reason="answered before the last update"))
                 on_answer = None
             else:

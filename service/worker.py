@@ -22,7 +22,9 @@ import structlog
 import torch
 from torch import Tensor
 
-from encoders.base import Encoder, Modality
+from adapters.base import AdapterError
+from encoders.base import Encoder, EncoderError, Modality
+from index.base import GalleryError
 from index.gallery import Gallery
 from service import pipeline
 from service.errors import NotReady, ServiceError
@@ -51,6 +53,8 @@ from service.streams import Stream, StreamStore, Track
 log = structlog.get_logger(__name__)
 
 _IDLE_S = 1.0
+_CLIENTS_MISTAKES = (ServiceError, GalleryError, AdapterError, EncoderError)
+"""Errors that are part of an answer; anything else is a fault of ours and is logged with its traceback."""
 
 Action = Callable[..., Any]
 """Takes a control job's arguments; returns the answer, or a generator that returns it (a task)."""
@@ -241,8 +245,8 @@ class Worker:
             self._fail(jobs, error)
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
-        if not isinstance(error, ServiceError):
-            log.warning("job_failed", error=type(error).__name__, why=str(error)[:300], exc_info=error)
+        if not isinstance(error, _CLIENTS_MISTAKES):
+            log.error("job_failed", error=type(error).__name__, why=str(error)[:300], exc_info=error)
         for job in jobs:
             self._metrics.count_failure(getattr(error, "code", "internal"))
             self._queue.fail(job, error)
@@ -269,7 +273,9 @@ class Worker:
         if first.key.query_kind == "embedding":
             self._answer_embeddings(batch)
         elif first.mode == "off":
-            self._answer_frozen(batch)
+            self._answer_frozen(batch, status="off", reason="asked for the source model")
+        elif not gallery.count(first.key.target):
+            self._answer_frozen(batch, status="skipped", reason=f"the gallery has no {first.key.target} vectors")
         else:
             stream = self._streams.find_or_create(first.key.stream)
             track = self._streams.track(stream, first.key)
@@ -290,15 +296,14 @@ class Worker:
             reason="an embedding does not pass through the encoder",
         )  # fmt: skip
 
-    def _answer_frozen(self, batch: _Batch) -> None:
+    def _answer_frozen(self, batch: _Batch, *, status: Status, reason: str) -> None:
         times = StageTimes()
         features, ranking = pipeline.answer(
             **self._encoded(batch, times), k=batch.k, method=None, state=None, times=times
         )
         self._settle(
-            batch, features, ranking, times, method="source", version=0, status="off",
-            reason="asked for the source model",
-        )  # fmt: skip
+            batch, features, ranking, times, method="source", version=0, status=status, reason=reason
+        )
 
     def _answer_and_gather(self, batch: _Batch, stream: Stream, track: Track) -> None:
         """Asynchronous mode: answer with the current state, let the queries join the next batch."""
@@ -309,7 +314,7 @@ class Worker:
         status: Status = "queued"
         if stream.method.adapts:
             self._gather(stream, track, batch.queries)
-            reason = f"{len(track.gathered)} of {self._settings.batch_size} queries gathered for the next batch"
+            reason = self._gathered(len(track.gathered))
         else:
             status, reason = "skipped", f"the stream's method is {stream.method_name}"
         self._settle(
@@ -370,6 +375,12 @@ class Worker:
             track.shed += surplus
             self._metrics.count_adaptation(stream.method_name, "shed", surplus)
         self._gathering[(stream.name, track.name)] = (stream, track)
+
+    def _gathered(self, count: int) -> str:
+        size = self._settings.batch_size
+        if count >= size:
+            return f"a batch of {size} is full and adapts in the background"
+        return f"{count} of {size} queries gathered for the next batch"
 
     def _start_due_gathering(self, *, everything: bool = False) -> None:
         """Begin to adapt on the first gathering that is full, or old enough and not too small."""

@@ -1,0 +1,226 @@
+"""An engine of dictionaries: what the HTTP layer, the client and the CLI are tested against, without torch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from encoders.preprocessing import ImageSpec
+from index.base import GalleryExists, GalleryNotFound, ItemNotFound
+from service.errors import Conflict, NotFound
+from service.messages import (
+    Adaptation,
+    AdaptationPart,
+    NewItem,
+    Query,
+    QueryKind,
+    RankedHit,
+    RetrieveAnswer,
+    RetrieveRequest,
+    Timings,
+)
+from service.metrics import Metrics
+
+DIMENSION = 4
+
+
+class FakeEngine:
+    """Answers every query with the gallery's items in order.
+
+    failure    raised by every call, if set
+    waits      if set, retrieve waits for it; `cancelled` counts those that did not live to see it
+    requests   what retrieve was asked
+    """
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.why_not_ready = ""
+        self.image_spec = ImageSpec(height=6, width=8)
+        self.dimension = DIMENSION
+        self.metrics = Metrics()
+        self.failure: BaseException | None = None
+        self.failures: list[BaseException] = []
+        self.waits: asyncio.Event | None = None
+        self.cancelled = 0
+        self.requests: list[RetrieveRequest] = []
+        self.galleries: dict[str, dict[str, NewItem]] = {
+            "demo": {
+                f"scene-{i}": NewItem(f"scene-{i}", {"colour": "red", "n": i}, text=f"scene {i}")
+                for i in range(5)
+            }
+        }
+        self.streams: dict[str, dict[str, Any]] = {}
+        self.snapshots: dict[tuple[str, str], bytes] = {}
+
+    def _maybe_fail(self) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+        if self.failure is not None:
+            raise self.failure
+
+    async def close(self) -> None:
+        self.ready = False
+
+    async def retrieve(self, request: RetrieveRequest) -> RetrieveAnswer:
+        self.requests.append(request)
+        self._maybe_fail()
+        if self.waits is not None:
+            try:
+                await self.waits.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        name = request.gallery or "demo"
+        items = list(self._gallery(name).values())[: request.k]
+        hits = tuple(RankedHit(item.id, 1.0 - i / 10, item.payload) for i, item in enumerate(items))
+        return RetrieveAnswer(
+            hits=(hits,) * len(request.queries),
+            parts=_parts(request),
+            timings=Timings(0.1, 0.2, 0.3, 0.4, 1.0),
+            gallery=name,
+            stream=request.stream,
+        )
+
+    def describe_models(self) -> dict[str, Any]:
+        self._maybe_fail()
+        return {"encoder": {"name": "fake", "dimension": self.dimension}, "methods": {"tcr": {}}}
+
+    def _gallery(self, name: str) -> dict[str, NewItem]:
+        if name not in self.galleries:
+            raise GalleryNotFound(f"there is no gallery {name!r}")
+        return self.galleries[name]
+
+    async def list_galleries(self) -> list[dict[str, Any]]:
+        self._maybe_fail()
+        return [await self.describe_gallery(name) for name in sorted(self.galleries)]
+
+    async def describe_gallery(self, name: str) -> dict[str, Any]:
+        self._maybe_fail()
+        count = len(self._gallery(name))
+        return {"name": name, "items": count, "targets": {"text": count}, "status": "ready"}
+
+    async def create_gallery(self, name: str, index: Mapping[str, Any] | None) -> dict[str, Any]:
+        self._maybe_fail()
+        if name in self.galleries:
+            raise GalleryExists(f"there is a gallery {name!r} already")
+        self.galleries[name] = {}
+        return await self.describe_gallery(name)
+
+    async def delete_gallery(self, name: str) -> None:
+        self._maybe_fail()
+        self._gallery(name)
+        del self.galleries[name]
+
+    async def upsert_items(self, gallery: str, items: Sequence[NewItem]) -> dict[str, Any]:
+        self._maybe_fail()
+        stored = self._gallery(gallery)
+        replaced = sum(item.id in stored for item in items)
+        stored.update((item.id, item) for item in items)
+        return {"added": len(items) - replaced, "replaced": replaced, "items": len(stored)}
+
+    async def delete_items(self, gallery: str, ids: Sequence[str]) -> int:
+        self._maybe_fail()
+        stored = self._gallery(gallery)
+        return sum(stored.pop(id, None) is not None for id in ids)
+
+    async def get_item(self, gallery: str, id: str) -> dict[str, Any]:
+        self._maybe_fail()
+        item = self._gallery(gallery).get(id)
+        if item is None:
+            raise ItemNotFound(f"gallery {gallery!r} has no item {id[:80]!r}")
+        return {"id": item.id, "payload": item.payload, "text": item.text, "modalities": ["text"]}
+
+    async def list_items(self, gallery: str, offset: int, limit: int) -> dict[str, Any]:
+        self._maybe_fail()
+        stored = self._gallery(gallery)
+        page = list(stored)[offset : offset + limit]
+        return {"items": [await self.get_item(gallery, id) for id in page], "total": len(stored)}
+
+    def _stream(self, name: str) -> dict[str, Any]:
+        if name not in self.streams:
+            raise NotFound(f"there is no stream {name!r}", code="unknown_stream")
+        return self.streams[name]
+
+    async def list_streams(self) -> list[dict[str, Any]]:
+        self._maybe_fail()
+        return list(self.streams.values())
+
+    async def describe_stream(self, name: str) -> dict[str, Any]:
+        self._maybe_fail()
+        return self._stream(name)
+
+    async def configure_stream(
+        self, name: str, method: str | None, settings: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        self._maybe_fail()
+        card = {"name": name, "method": method or "tcr", "settings": dict(settings or {}), "version": 0}
+        self.streams[name] = card
+        return card | {"reset": False, "tracks": []}
+
+    async def reset_stream(self, name: str) -> dict[str, Any]:
+        self._maybe_fail()
+        self._stream(name)["version"] = 0
+        return self._stream(name)
+
+    async def delete_stream(self, name: str, *, force: bool = False) -> None:
+        self._maybe_fail()
+        self._stream(name)
+        if any(stream == name for stream, _ in self.snapshots) and not force:
+            raise Conflict(f"stream {name!r} has snapshots")
+        del self.streams[name]
+
+    def _card(self, stream: str, name: str) -> dict[str, Any]:
+        if (stream, name) not in self.snapshots:
+            raise NotFound(f"stream {stream!r} has no snapshot {name!r}", code="unknown_snapshot")
+        return {"stream": stream, "name": name, "bytes": len(self.snapshots[stream, name])}
+
+    async def create_snapshot(self, stream: str, name: str | None, note: str = "") -> dict[str, Any]:
+        self._maybe_fail()
+        self._stream(stream)
+        name = name or f"v{len(self.snapshots)}"
+        self.snapshots[stream, name] = b"state of " + stream.encode()
+        return self._card(stream, name) | {"note": note}
+
+    async def list_snapshots(self, stream: str) -> list[dict[str, Any]]:
+        self._maybe_fail()
+        return [self._card(*key) for key in self.snapshots if key[0] == stream]
+
+    async def restore_snapshot(self, stream: str, name: str) -> dict[str, Any]:
+        self._maybe_fail()
+        self._card(stream, name)
+        return self._stream(stream)
+
+    async def delete_snapshot(self, stream: str, name: str) -> None:
+        self._maybe_fail()
+        self._card(stream, name)
+        del self.snapshots[stream, name]
+
+    async def export_snapshot(self, stream: str, name: str) -> bytes:
+        self._maybe_fail()
+        self._card(stream, name)
+        return self.snapshots[stream, name]
+
+    async def import_snapshot(self, stream: str, name: str | None, data: bytes) -> dict[str, Any]:
+        self._maybe_fail()
+        self.snapshots[stream, name or "imported"] = data
+        return self._card(stream, name or "imported")
+
+
+def _parts(request: RetrieveRequest) -> tuple[AdaptationPart, ...]:
+    by_kind: dict[QueryKind, list[int]] = {}
+    for i, query in enumerate(request.queries):
+        by_kind.setdefault(query.kind, []).append(i)
+    return tuple(
+        AdaptationPart(
+            tuple(indices),
+            Adaptation("tcr", "async", f"{kind}->text", 3, "queued", "", len(indices)),
+        )
+        for kind, indices in by_kind.items()
+    )
+
+
+def kinds(queries: Sequence[Query]) -> list[str]:
+    return [query.kind for query in queries]
+
+
