@@ -22,11 +22,11 @@ class EncoderError(Exception):
     """The encoder cannot be loaded or cannot take this input."""
 
 
-class UnsupportedEncoder(EncoderError):
+class UnsupportedEncoder(EncoderError):  # noqa: N818
     """The folder or hub name is no dual encoder that Attune can adapt."""
 
 
-class BadImage(EncoderError):
+class BadImage(EncoderError):  # noqa: N818
     """The bytes are no picture, or one that is refused before decoding (format, pixels)."""
 
 

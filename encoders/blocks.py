@@ -1,8 +1,8 @@
 """Transformer blocks over frozen Hugging Face modules, functional in their norms.
 
-A block keeps references to the model's own frozen linear layers and asks for its norm values by name at every call:
-`values["text_model.encoder.layers.0.layer_norm1.weight"]`. So one model serves any number of streams at the same time,
-nothing is written into the module, and no lock is needed.
+A block keeps references to the model's own frozen linear layers and asks for its norm values by name at every
+call: `values["text_model.encoder.layers.0.layer_norm1.weight"]`. So one model serves any number of streams at
+the same time, nothing is written into the module, and no lock is needed.
 
 Letters: B batch, L tokens, D width, H heads, E width of a head.
 """
@@ -38,15 +38,17 @@ class Norm:
 
     def frozen(self, hidden: Tensor) -> Tensor:
         """With the module's own values: for a norm outside the adaptable set."""
-        return self(hidden, {f"{self.name}.weight": self.module.weight, f"{self.name}.bias": self.module.bias})
+        return self(
+            hidden, {f"{self.name}.weight": self.module.weight, f"{self.name}.bias": self.module.bias}
+        )
 
 
 @dataclass(frozen=True)
 class Attention:
     """Multi-head self-attention with frozen projections.
 
-    `project(hidden [B, L, D])` gives queries, keys and values [B, L, H * E]; `project_one` queries of a few tokens.
-    `eager` multiplies step by step, which beats the fused kernel in bf16 on a CPU.
+    query, key and value map [B, L, D] to [B, L, H * E], output maps back. `eager` multiplies step by step,
+    which beats the fused kernel in bf16 on a CPU.
     """
 
     query: Callable[[Tensor], Tensor]
@@ -56,11 +58,13 @@ class Attention:
     heads: int
     eager: bool
 
-    def __call__(self, hidden: Tensor, mask: Tensor | None, causal: bool, rows: Tensor | None = None) -> Tensor:
-        """[B, L, D] -> [B, L, D], or [B, 1, D] for the tokens at `rows` [B, 1, D] (the same tokens, picked out).
+    def __call__(
+        self, hidden: Tensor, mask: Tensor | None, causal: bool, rows: Tensor | None = None
+    ) -> Tensor:
+        """[B, L, D] -> [B, L, D], or [B, 1, D] for the one token of each row given as `rows` [B, 1, D].
 
-        mask: additive, broadcastable to [B, H, L, L] (with `rows`: [B, H, 1, L]). causal is ignored beside `rows`,
-        whose mask then has to say what may be seen.
+        mask: additive, broadcastable to [B, H, L, L] (with `rows`: [B, H, 1, L]). causal is ignored beside
+        `rows`, whose mask then has to say what may be seen.
         """
         asking = hidden if rows is None else rows
         query, key, value = (
@@ -72,11 +76,13 @@ class Attention:
 
     def _split(self, projected: Tensor) -> Tensor:
         """[B, L, H * E] -> [B, H, L, E]"""
-        return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return projected.reshape(*projected.shape[:2], self.heads, -1).transpose(1, 2)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         if not self.eager:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal and mask is None)
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=causal and mask is None
+            )
         if causal and mask is None:
             mask = causal_mask(query.shape[2], query.dtype, query.device)
         scores = torch.matmul(query * (1 / math.sqrt(query.shape[-1])), key.transpose(-1, -2))
@@ -108,7 +114,9 @@ class PreNormBlock:
     norm2: Norm
     mlp: Callable[[Tensor], Tensor]
 
-    def __call__(self, hidden: Tensor, values: Values, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    def __call__(
+        self, hidden: Tensor, values: Values, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
         """[B, L, D] -> [B, L, D]"""
         hidden = hidden + self.attention(self.norm1(hidden, values), mask, causal)
         return hidden + self.mlp(self.norm2(hidden, values))
@@ -116,8 +124,9 @@ class PreNormBlock:
     def last(self, hidden: Tensor, values: Values, positions: Tensor | None, causal: bool = False) -> Tensor:
         """The block for one token of each row only: [B, L, D] -> [B, D].
 
-        The pooled token is all that the last block has to deliver; its other tokens would be computed for nothing.
-        positions [B]: the token of each row, None for the first. causal: it sees itself and what comes before it.
+        The pooled token is all that the last block has to deliver; its other tokens would be computed for
+        nothing. positions [B]: the token of each row, None for the first. causal: it sees itself and what
+        comes before it.
         """
         normed = self.norm1(hidden, values)
         mask = visible_mask(positions, hidden) if causal else None
@@ -136,14 +145,18 @@ def pick(hidden: Tensor, positions: Tensor | None) -> Tensor:
 def visible_mask(positions: Tensor | None, hidden: Tensor) -> Tensor:
     """Additive [B, 1, 1, L]: the token at `positions` sees 0..position."""
     tokens = torch.arange(hidden.shape[1], device=hidden.device)
-    last = torch.zeros(hidden.shape[0], dtype=torch.long, device=hidden.device) if positions is None else positions
+    last = (
+        torch.zeros(hidden.shape[0], dtype=torch.long, device=hidden.device)
+        if positions is None
+        else positions
+    )
     closed = (tokens[None, :] > last[:, None])[:, None, None, :].to(hidden.dtype)
     return closed * torch.finfo(hidden.dtype).min
 
 
 @dataclass(frozen=True)
 class PostNormBlock:
-    """norm(hidden + attention(hidden)), then norm(. + mlp(.)): BERT and BLIP's text tower without cross-attention."""
+    """norm(hidden + attention(hidden)), then norm(. + mlp(.)): BERT, BLIP's text tower in text mode."""
 
     attention: Attention
     norm1: Norm
@@ -170,7 +183,9 @@ def norm_at(model: nn.Module, name: str) -> Norm:
     return Norm(name, module)
 
 
-def two_layers(first: nn.Module, activation: Callable[[Tensor], Tensor], second: nn.Module) -> Callable[[Tensor], Tensor]:
+def two_layers(
+    first: nn.Module, activation: Callable[[Tensor], Tensor], second: nn.Module
+) -> Callable[[Tensor], Tensor]:
     def mlp(hidden: Tensor) -> Tensor:
         result: Tensor = second(activation(first(hidden)))
         return result

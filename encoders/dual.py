@@ -1,7 +1,7 @@
 """A Hugging Face dual encoder as Attune's `Encoder`: which body belongs to which architecture.
 
-Supported: `CLIPModel`, `BlipForImageTextRetrieval`, `SiglipModel`, `VisionTextDualEncoderModel` (CLIP, ViT, MobileNetV2 and
-BERT towers fast, any other that gives a pooled output slower).
+Supported: `CLIPModel`, `BlipForImageTextRetrieval`, `SiglipModel`, `VisionTextDualEncoderModel` (CLIP, ViT,
+MobileNetV2 and BERT towers fast, any other that gives a pooled output slower).
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def encoder_from_model(
     device: torch.device | str = "cpu",
     dtype: str = "fp32",
 ) -> DualEncoder:
-    """Wrap a dual encoder that is already in memory. The model is taken over: frozen, moved, and cast in place for bf16.
+    """Wrap a dual encoder that is already in memory.
+
+    The model is taken over: frozen, moved, and cast in place for bf16.
 
     dtype: "fp32" leaves the weights' precision as it is (fp64 stays fp64), "bf16" casts all but the norms.
     Without `tokenize` the text tower takes token ids through `prepare_tensors` only.
@@ -93,7 +95,9 @@ def encoder_from_model(
     image_values, text_values = source_values(model, image_body.norms), source_values(model, text_body.norms)
     for side, values in (("image", image_values), ("text", text_values)):
         if not values:
-            raise UnsupportedEncoder(f"the {side} tower of {name} has no normalisation layer that could adapt")
+            raise UnsupportedEncoder(
+                f"the {side} tower of {name} has no normalisation layer that could adapt"
+            )
     return DualEncoder(
         name=name,
         dimension=_dimension(model),
@@ -119,7 +123,9 @@ def _bodies(model: Any, *, device: torch.device, half: torch.dtype | None) -> tu
         return blip_image(model, eager=eager), blip_text(model, eager=eager)
     if kind == "SiglipModel":
         if not getattr(model.vision_model.config, "vision_use_head", True):
-            raise UnsupportedEncoder("this SigLIP model has no pooling head, so its pictures have no single feature")
+            raise UnsupportedEncoder(
+                "this SigLIP model has no pooling head, so its pictures have no single feature"
+            )
         return siglip_image(model, eager=eager), siglip_text(model, eager=eager)
     if kind == "VisionTextDualEncoderModel":
         return _mixed_image(model, eager=eager, half=half), _mixed_text(model, eager=eager, half=half)
@@ -154,7 +160,10 @@ def _dimension(model: Any) -> int:
 
 
 def temperature_of(model: Any) -> float:
-    """1 / exp(logit_scale). BLIP's retrieval model keeps no scale; its configuration holds the initial one, ln(1 / 0.07)."""
+    """1 / exp(logit_scale), the softmax temperature the model was trained with.
+
+    BLIP's retrieval model keeps no scale; its configuration holds the initial one, ln(1 / 0.07).
+    """
     scale = getattr(model, "logit_scale", None)
     if scale is not None:
         return math.exp(-float(scale.detach().flatten()[0]))
@@ -164,8 +173,10 @@ def temperature_of(model: Any) -> float:
 def fingerprint_of(model: nn.Module, image_spec: ImageSpec, tokenizer_content: str) -> str:
     """sha256 over weights, configuration, preprocessing and tokeniser, as hex.
 
-    The inference dtype is not part of it: vectors made in bf16 and fp32 agree to about 1e-4 in cosine, so a gallery encoded with
-    one may be searched with the other. Call it before casting.
+    The inference dtype is not part of it, so that a gallery encoded in one dtype may be searched with the
+    other: bf16 and fp32 vectors of a transformer agree to 1e-4 in cosine. (MobileNetV2 rounds at fifty
+    convolutions: 0.998 at worst and 0.9994 on average over 32 photos; encode its galleries in fp32.)
+    Call it before casting.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -185,7 +196,7 @@ def fingerprint_of(model: nn.Module, image_spec: ImageSpec, tokenizer_content: s
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,5 +205,3 @@ def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in config.items()
         if name not in _IRRELEVANT_CONFIG
     }
-
-

@@ -1,4 +1,5 @@
-"""Any other tower of a VisionTextDualEncoder: the Hugging Face module as it is, with its norms swapped in per call.
+"""Any other tower of a VisionTextDualEncoder: the Hugging Face module as it is, with its norms swapped in per
+call.
 
 No stem is split off, so K steps repeat the embedding; the towers in `transformer_bodies.py` are faster.
 """
@@ -53,7 +54,9 @@ class _GenericBody:
 class GenericImageBody:
     def __init__(self, model: Any, *, autocast: torch.dtype | None) -> None:
         _require_pooler(model.vision_model)
-        self._body = _GenericBody(model, tower="vision_model", projection="visual_projection", autocast=autocast)
+        self._body = _GenericBody(
+            model, tower="vision_model", projection="visual_projection", autocast=autocast
+        )
         self.norms = self._body.norms
 
     def stem(self, pixels: Tensor) -> Prepared:
@@ -81,4 +84,6 @@ class GenericTextBody:
 
 def _require_pooler(tower: nn.Module) -> None:
     if hasattr(tower, "pooler") and tower.pooler is None:
-        raise UnsupportedEncoder(f"{type(tower).__name__} was made without a pooling layer, so it gives no single feature")
+        raise UnsupportedEncoder(
+            f"{type(tower).__name__} was made without a pooling layer, so it gives no single feature"
+        )

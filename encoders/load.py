@@ -1,12 +1,13 @@
 """Load a dual encoder from a local folder or the Hugging Face hub, with its own tokeniser and preprocessing.
 
-Transformers and torch are imported on the first call. Weights come from safetensors, or from older files through
-torch's weights-only reader; code of a repository is never run.
+Transformers and torch are imported on the first call. Weights come from safetensors, or from older files
+through torch's weights-only reader; code of a repository is never run.
 """
 
 from __future__ import annotations
 
 import json
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from encoders.base import Encoder
     from encoders.towers import Tokenize, Tokens
 
-# Text lengths that the published models were trained with, where the tokeniser or the positions would allow more.
+# Text lengths that the published models were trained with, where the tokeniser or the positions would allow
+# more.
 _BLIP_TEXT_LENGTH = 35
 _MODEL_CLASSES = {
     "clip": "CLIPModel",
@@ -41,7 +43,8 @@ _IMAGE_PROCESSORS = ("CLIP", "Blip", "Siglip", "ViT", "DeiT", "MobileNetV2")
 
 
 def load_encoder(name_or_folder: str, *, device: str = "auto", dtype: str = "fp32") -> Encoder:
-    """Load `name_or_folder`, a folder made by `save_pretrained` or a hub name such as openai/clip-vit-base-patch32.
+    """Load `name_or_folder`, a folder made by `save_pretrained` or a hub name such as
+    openai/clip-vit-base-patch32.
 
     device: "auto" (cuda where present), "cpu", "cuda", "cuda:1". dtype: "fp32" or "bf16".
 
@@ -87,11 +90,13 @@ def pick_device(device: str) -> torch.device:
 
 def _is_folder(name: str) -> bool:
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return True
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if looks_local or not name:
-        raise EncoderError(f"there is no folder {name!r}; give a folder made by save_pretrained, or a hub name")
+        raise EncoderError(
+            f"there is no folder {name!r}; give a folder made by save_pretrained, or a hub name"
+        )
     return False
 
 
@@ -105,7 +110,9 @@ def _config(name: str, *, local: bool) -> Any:
     if local and not (Path(name).expanduser() / "config.json").is_file():
         raise EncoderError(f"the folder {name!r} has no config.json; it was not made by save_pretrained")
     try:
-        return AutoConfig.from_pretrained(_source(name, local=local), local_files_only=local, trust_remote_code=False)
+        return AutoConfig.from_pretrained(
+            _source(name, local=local), local_files_only=local, trust_remote_code=False
+        )
     except OSError as error:
         raise EncoderError(_unreachable(name)) from error
     except ValueError as error:  # unknown model_type, or one that needs its own code
@@ -114,8 +121,8 @@ def _config(name: str, *, local: bool) -> Any:
 
 def _unreachable(name: str) -> str:
     return (
-        f"{name!r} is neither a folder here nor can it be fetched from the Hugging Face hub (unknown name, no network, or "
-        "HF_HUB_OFFLINE is set); download it elsewhere and give the folder"
+        f"{name!r} is neither a folder here nor can it be fetched from the Hugging Face hub (unknown name, "
+        "no network, or HF_HUB_OFFLINE is set); download it elsewhere and give the folder"
     )
 
 
@@ -142,6 +149,7 @@ def _model_class(name: str, config: Any) -> Any:
 
 def _model(name: str, model_class: Any, *, local: bool) -> Any:
     import torch
+    from safetensors import SafetensorError
 
     try:
         model, report = model_class.from_pretrained(
@@ -151,26 +159,35 @@ def _model(name: str, model_class: Any, *, local: bool) -> Any:
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except OSError as error:
+    except (OSError, SafetensorError, pickle.UnpicklingError) as error:
         raise EncoderError(f"the weights of {name} could not be read: {_first_line(error)}") from error
     except (RuntimeError, ValueError) as error:
-        raise EncoderError(f"the weights of {name} do not fit its configuration: {_first_line(error)}") from error
+        raise EncoderError(
+            f"the weights of {name} do not fit its configuration: {_first_line(error)}"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise EncoderError(f"the weights of {name} are incomplete; missing {', '.join(missing[:3])}")
     return model
 
 
-# --- preprocessing ----------------------------------------------------------------------------------------------------
+# --- preprocessing ---
 
 
 def _image_spec(name: str, *, local: bool) -> ImageSpec:
     values = _processor_values(name, local=local)
     kind = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "")
-    family = kind.removesuffix("Fast").removesuffix("Pil").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+    family = (
+        kind.removesuffix("Fast")
+        .removesuffix("Pil")
+        .removesuffix("ImageProcessor")
+        .removesuffix("FeatureExtractor")
+    )
     if family not in _IMAGE_PROCESSORS:
         known = ", ".join(f"{family}ImageProcessor" for family in _IMAGE_PROCESSORS)
-        raise UnsupportedEncoder(f"{name} prepares pictures with {kind or 'an unnamed processor'}; known are {known}")
+        raise UnsupportedEncoder(
+            f"{name} prepares pictures with {kind or 'an unnamed processor'}; known are {known}"
+        )
     import transformers
 
     processor_class = getattr(transformers, f"{family}ImageProcessorPil")
@@ -182,23 +199,23 @@ def image_spec_of(processor: Any) -> ImageSpec:
 
     Raises UnsupportedEncoder where its pictures would not all get one size.
     """
-    size, crop = processor.size, processor.crop_size if processor.do_center_crop else None
     if not processor.do_resize:
         raise UnsupportedEncoder("the image processor does not resize, so pictures would differ in size")
-    shared = {
+    values: dict[str, Any] = {
         "resample": int(processor.resample),
         "mean": _three(processor.image_mean) if processor.do_normalize else (0.0, 0.0, 0.0),
         "std": _three(processor.image_std) if processor.do_normalize else (1.0, 1.0, 1.0),
         "rescale": float(processor.rescale_factor) if processor.do_rescale else 1.0,
     }
+    size, crop = processor.size, processor.crop_size if processor.do_center_crop else None
+    if crop:
+        values.update(height=crop.height, width=crop.width, center_crop=True)
     if size.shortest_edge and not size.longest_edge and crop:
-        cropped = {"height": crop.height, "width": crop.width, "center_crop": True}
-        return ImageSpec(resize="shortest_edge", shortest_edge=size.shortest_edge, **cropped, **shared)
+        return ImageSpec(resize="shortest_edge", shortest_edge=size.shortest_edge, **values)
     if size.height and size.width and crop:
-        cropped = {"height": crop.height, "width": crop.width, "center_crop": True}
-        return ImageSpec(resize_height=size.height, resize_width=size.width, **cropped, **shared)
+        return ImageSpec(resize_height=size.height, resize_width=size.width, **values)
     if size.height and size.width:
-        return ImageSpec(height=size.height, width=size.width, **shared)
+        return ImageSpec(height=size.height, width=size.width, **values)
     raise UnsupportedEncoder(f"the image processor's size {size} leaves pictures of different sizes")
 
 
@@ -217,7 +234,9 @@ def _processor_values(name: str, *, local: bool) -> dict[str, Any]:
         found = values.get(key) if key else values
         if isinstance(found, dict):
             return found
-    raise EncoderError(f"{name} has no preprocessor_config.json; save its image processor into the same folder")
+    raise EncoderError(
+        f"{name} has no preprocessor_config.json; save its image processor into the same folder"
+    )
 
 
 def _file(name: str, file: str, *, local: bool) -> Path | None:
@@ -239,10 +258,12 @@ def _check_size(name: str, config: Any, spec: ImageSpec) -> None:
         return
     expected = (size, size) if isinstance(size, int) else tuple(size)
     if expected != (spec.height, spec.width):
-        raise EncoderError(f"{name} expects pictures of {expected}, its image processor makes {(spec.height, spec.width)}")
+        raise EncoderError(
+            f"{name} expects pictures of {expected}, its image processor makes {(spec.height, spec.width)}"
+        )
 
 
-# --- texts ------------------------------------------------------------------------------------------------------------
+# --- texts ---
 
 
 def _tokenizer(name: str, *, local: bool) -> Any:
@@ -254,7 +275,9 @@ def _tokenizer(name: str, *, local: bool) -> Any:
         )
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         remedy = "save its tokeniser into the same folder (tokenizer.save_pretrained)"
-        raise EncoderError(f"{name} has no tokeniser that can be loaded: {_first_line(error)}; {remedy}") from error
+        raise EncoderError(
+            f"{name} has no tokeniser that can be loaded: {_first_line(error)}; {remedy}"
+        ) from error
     if tokenizer.pad_token is None:
         raise EncoderError(f"the tokeniser of {name} has no padding token")
     return tokenizer
@@ -309,7 +332,9 @@ def _tokenizer_content(tokenizer: Any) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Transformers without progress bars, hints and deprecation warnings; its settings come back afterwards."""
+    """Transformers without progress bars, hints and deprecation warnings; its settings come back
+    afterwards.
+    """
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,8 +1,9 @@
 """MobileNetV2 as an image tower whose BatchNorm affines adapt (running statistics stay frozen).
 
-An eval-mode BatchNorm behind a frozen convolution is an affine map of its output, so it is folded into the convolution at every
-forward: conv(x, W) * s + t = conv(x, W * s) + t with s = weight / sqrt(var + eps), t = bias - mean * s. Autograd then finds the
-gradient of weight and bias through s and t, and the activations are read once less in each direction.
+An eval-mode BatchNorm behind a frozen convolution is an affine map of its output, so it is folded into the
+convolution at every forward: conv(x, W) * s + t = conv(x, W * s) + t with s = weight / sqrt(var + eps) and
+t = bias - mean * s. Autograd then finds the gradient of weight and bias through s and t, and the activations
+are read once less in each direction.
 """
 
 from __future__ import annotations
@@ -122,7 +123,11 @@ def mobilenet_image(model: Any) -> MobileNetBody:
     vision, tower = model.vision_model, "vision_model"
     vision.to(memory_format=torch.channels_last)
     stem, stem_name = vision.conv_stem, f"{tower}.conv_stem"
-    rest = [f"{stem_name}.{part}" for part in ("expand_1x1", "conv_3x3", "reduce_1x1") if getattr(stem, part) is not None]
+    rest = [
+        f"{stem_name}.{part}"
+        for part in ("expand_1x1", "conv_3x3", "reduce_1x1")
+        if getattr(stem, part) is not None
+    ]
     blocks = [FoldedBlock([_folded(model, name) for name in rest], residual=False)]
     for number, layer in enumerate(vision.layer):
         parts = [f"{tower}.layer.{number}.{part}" for part in ("expand_1x1", "conv_3x3", "reduce_1x1")]

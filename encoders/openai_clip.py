@@ -66,7 +66,9 @@ def hugging_face_name(openai_name: str) -> str:
 
 
 def openai_name(hugging_name: str) -> str:
-    """The other way round: `vision_model.pre_layrnorm.weight` -> `visual.ln_pre.weight`. Raises KeyError for unknown names."""
+    """The other way round: `vision_model.pre_layrnorm.weight` -> `visual.ln_pre.weight`. Raises KeyError for
+    unknown names.
+    """
     for openai, hugging in _TOP.items():
         if hugging == hugging_name:
             return openai
@@ -81,8 +83,8 @@ def openai_name(hugging_name: str) -> str:
 def clip_from_openai(state_dict: Mapping[str, Tensor], *, text_heads: int | None = None) -> Any:
     """A `CLIPModel` (eval mode, the dtype of the weights) from OpenAI's state dict.
 
-    The sizes are read from the weights. Heads are width // 64 in both towers as in OpenAI's code; `text_heads` for a model that
-    was made otherwise. Text is pooled at the token with the largest id.
+    The sizes are read from the weights. Heads are width // 64 in both towers as in OpenAI's code;
+    `text_heads` for a model that was made otherwise. Text is pooled at the token with the largest id.
 
     Raises:
         UnsupportedEncoder: the weights are a ResNet CLIP's, or incomplete.
@@ -98,7 +100,9 @@ def clip_from_openai(state_dict: Mapping[str, Tensor], *, text_heads: int | None
     model: Any = CLIPModel(_config(weights, text_heads)).to(weights["visual.proj"].dtype)
     missing, unexpected = model.load_state_dict(converted, strict=False)
     if missing or unexpected:
-        raise UnsupportedEncoder(f"OpenAI CLIP weights do not fit: missing {missing[:3]}, unknown {unexpected[:3]}")
+        raise UnsupportedEncoder(
+            f"OpenAI CLIP weights do not fit: missing {missing[:3]}, unknown {unexpected[:3]}"
+        )
     return model.eval()
 
 

@@ -1,7 +1,8 @@
 """Pictures and captions before the encoder: bytes -> checked picture -> uint8 pixels of the encoder's size.
 
-Imports numpy and Pillow only, so that a process which merely decodes pictures needs no torch. The resize and the crop
-repeat Transformers' PIL image processors step by step; rescaling and mean/std are left to the encoder's device.
+Imports numpy and Pillow only, so that a process which merely decodes pictures needs no torch. The resize and
+the crop repeat Transformers' PIL image processors step by step; rescaling and mean/std are left to the
+encoder's device.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ ResizeMode = Literal["squash", "shortest_edge"]
 Pixels = NDArray[np.uint8]
 
 # What Pillow raises for broken files, over all its decoders: OSError (truncated), SyntaxError (PNG chunks),
-# ValueError/IndexError/KeyError/TypeError/EOFError/OverflowError and struct.error's parent (headers), DecompressionBombError.
+# ValueError/IndexError/KeyError/TypeError/EOFError/OverflowError and struct.error's parent (headers),
+# DecompressionBombError.
 _DECODER_ERRORS = (Exception,)
 _CAPTION_PUNCTUATION = re.compile(r'[.!"()*#:;~]')
 _16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -38,10 +40,10 @@ _16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 class ImageSpec:
     """How an encoder wants its pictures.
 
-    `resize` "squash" makes exactly height x width; "shortest_edge" scales the shorter side to `shortest_edge`, keeps the
-    aspect ratio and crops height x width from the centre (`center_crop`; padded with black where too small).
-    `squash` followed by a crop has its intermediate size in `resize_height`, `resize_width`.
-    A value v in 0..255 enters the network as (v * rescale - mean) / std.
+    `resize` "squash" makes exactly height x width; "shortest_edge" scales the shorter side to
+    `shortest_edge`, keeps the aspect ratio and crops height x width from the centre (`center_crop`; padded
+    with black where too small). `squash` followed by a crop has its intermediate size in `resize_height`,
+    `resize_width`. A value v in 0..255 enters the network as (v * rescale - mean) / std.
     """
 
     height: int
@@ -60,13 +62,17 @@ class ImageSpec:
         if self.height < 1 or self.width < 1:
             raise ValueError(f"an image needs at least one pixel, not {self.height}x{self.width}")
         if self.resize == "shortest_edge" and not (self.shortest_edge and self.center_crop):
-            raise ValueError("resize by the shortest edge needs shortest_edge and a centre crop: sizes would differ")
+            raise ValueError(
+                "resize by the shortest edge needs shortest_edge and a centre crop: sizes would differ"
+            )
         if min(self.std) <= 0:
             raise ValueError(f"standard deviations must be positive, not {self.std}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them back."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageSpec:
@@ -137,8 +143,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bit(image: Image.Image) -> Pixels:
     """Grey values of more than 8 bits to [H, W] uint8.
 
-    Integers: the range is 0..65535 (a 16-bit file that Pillow widened to 32 bits), 0..255 if nothing is larger, and beyond
-    65535 the largest value. Floats: 0..1 where nothing is larger, else as integers. Negative values and NaN are black.
+    Integers: the range is 0..65535 (a 16-bit file that Pillow widened to 32 bits), 0..255 if nothing is
+    larger, and beyond 65535 the largest value. Floats: 0..1 where nothing is larger, else as integers.
+    Negative values and NaN are black.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     highest = float(values.max())
@@ -175,8 +182,12 @@ def _resized_size(image: Image.Image, spec: ImageSpec) -> tuple[int, int]:
 
 
 def _center_crop(values: Pixels, height: int, width: int) -> Pixels:
-    """[H', W', 3] -> [height, width, 3]; a side that is too short is padded with black, the odd pixel before it."""
-    before_y, before_x = (math.ceil(max(0, want - have) / 2) for want, have in zip((height, width), values.shape, strict=False))
+    """[H', W', 3] -> [height, width, 3]; a side that is too short is padded with black, the odd pixel before
+    it.
+    """
+    before_y, before_x = (
+        math.ceil(max(0, want - have) / 2) for want, have in zip((height, width), values.shape, strict=False)
+    )
     padded_y, padded_x = max(height, values.shape[0]), max(width, values.shape[1])
     if (padded_y, padded_x) != values.shape[:2]:
         padded = np.zeros((padded_y, padded_x, 3), dtype=np.uint8)
@@ -188,5 +199,7 @@ def _center_crop(values: Pixels, height: int, width: int) -> Pixels:
 
 
 def clean_caption(text: str, max_words: int = 30) -> str:
-    """The retrieval papers' caption cleaning: lower case, `. ! " ( ) * # : ; ~` to spaces, first `max_words` words."""
+    """The retrieval papers' caption cleaning: lower case, `. ! " ( ) * # : ; ~` to spaces, first `max_words`
+    words.
+    """
     return " ".join(_CAPTION_PUNCTUATION.sub(" ", text.lower()).split()[:max_words])

@@ -1,8 +1,9 @@
 """Towers: from texts or pixels to unit rows, with the adaptable parameters as an argument.
 
-A *body* is the network of one tower, split where its first adaptable parameter sits: `stem` computes what comes before
-(once per batch, without gradient), calling the body computes the rest as a function of the adaptable values. The bodies
-are in `transformer_bodies.py` (CLIP, BLIP, SigLIP, ViT, BERT), `mobilenet_body.py` and `generic_body.py`.
+A *body* is the network of one tower, split where its first adaptable parameter sits: `stem` computes what
+comes before (once per batch, without gradient), calling the body computes the rest as a function of the
+adaptable values. The bodies are in `transformer_bodies.py` (CLIP, BLIP, SigLIP, ViT, BERT),
+`mobilenet_body.py` and `generic_body.py`.
 
 Letters: B queries, D features, L tokens, H and W the picture's height and width.
 """
@@ -16,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from encoders.base import EncoderError, Modality
 from encoders.preprocessing import ImageSpec
@@ -34,7 +36,8 @@ NORM_TYPES: tuple[type[nn.Module], ...] = (
 class Prepared:
     """A batch up to the first adaptable parameter.
 
-    hidden: [B, ...]; mask: additive attention mask or the tokenizer's [B, L]; positions: [B] the token to pool.
+    hidden: [B, ...]; mask: additive attention mask or the tokenizer's [B, L]; positions: [B] the token to
+    pool.
     """
 
     hidden: Tensor
@@ -54,8 +57,9 @@ class Tokens:
 
 
 class ImageBody(Protocol):
-    norms: Sequence[str]
-    """Full names of the norm modules that may adapt, in module order."""
+    @property
+    def norms(self) -> Sequence[str]:
+        """Full names of the norm modules that may adapt, in module order."""
 
     def stem(self, pixels: Tensor) -> Prepared:
         """Normalised pixels [B, 3, H, W]."""
@@ -65,7 +69,8 @@ class ImageBody(Protocol):
 
 
 class TextBody(Protocol):
-    norms: Sequence[str]
+    @property
+    def norms(self) -> Sequence[str]: ...
 
     def stem(self, tokens: Tokens) -> Prepared: ...
 
@@ -76,7 +81,9 @@ Tokenize = Callable[[Sequence[str]], Tokens]
 
 
 def norm_names(model: nn.Module, within: str) -> list[str]:
-    """Names of all norm modules with own weights below the submodule `within`, by module type, in module order."""
+    """Names of all norm modules with own weights below the submodule `within`, by module type, in module
+    order.
+    """
     return [
         name
         for name, module in model.named_modules()
@@ -99,7 +106,7 @@ def unit_rows(features: Tensor) -> Tensor:
     """x / max(||x||, 1e-12) of each row, in fp32 (fp64 stays)."""
     if features.dtype != torch.float64:
         features = features.float()
-    return features / features.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return F.normalize(features, dim=-1, eps=1e-12)
 
 
 def _encode(
@@ -112,7 +119,10 @@ def _encode(
         with torch.no_grad():
             return unit_rows(body(inputs, source))
     if parameters.keys() != source.keys():
-        missing, unknown = sorted(source.keys() - parameters.keys()), sorted(parameters.keys() - source.keys())
+        missing, unknown = (
+            sorted(source.keys() - parameters.keys()),
+            sorted(parameters.keys() - source.keys()),
+        )
         raise EncoderError(f"parameters do not fit this tower; missing {missing[:3]}, unknown {unknown[:3]}")
     return unit_rows(body(inputs, parameters))
 
@@ -122,12 +132,18 @@ class ImageTower:
 
     modality: Modality = "image"
 
-    def __init__(self, body: ImageBody, parameters: Mapping[str, Tensor], *, spec: ImageSpec, device: torch.device) -> None:
+    def __init__(
+        self, body: ImageBody, parameters: Mapping[str, Tensor], *, spec: ImageSpec, device: torch.device
+    ) -> None:
         self.parameters = parameters
         self._body = body
         self._spec = spec
         self._device = device
-        dtype = torch.float64 if any(value.dtype == torch.float64 for value in parameters.values()) else torch.float32
+        dtype = (
+            torch.float64
+            if any(value.dtype == torch.float64 for value in parameters.values())
+            else torch.float32
+        )
         mean = torch.tensor(spec.mean, dtype=torch.float64).reshape(1, 3, 1, 1)
         std = torch.tensor(spec.std, dtype=torch.float64).reshape(1, 3, 1, 1)
         self._scale = (spec.rescale / std).to(dtype).to(device)
@@ -138,7 +154,9 @@ class ImageTower:
         expected = (3, self._spec.height, self._spec.width)
         for number, item in enumerate(items):
             if item.shape != expected or item.dtype != np.uint8:
-                raise EncoderError(f"picture {number} is {item.dtype} {item.shape}; expected uint8 {expected}")
+                raise EncoderError(
+                    f"picture {number} is {item.dtype} {item.shape}; expected uint8 {expected}"
+                )
         if not len(items):
             raise EncoderError("an empty batch cannot be encoded")
         batch = torch.from_numpy(np.stack(items)).to(self._device)
@@ -159,7 +177,12 @@ class TextTower:
     modality: Modality = "text"
 
     def __init__(
-        self, body: TextBody, parameters: Mapping[str, Tensor], *, tokenize: Tokenize | None, device: torch.device
+        self,
+        body: TextBody,
+        parameters: Mapping[str, Tensor],
+        *,
+        tokenize: Tokenize | None,
+        device: torch.device,
     ) -> None:
         self.parameters = parameters
         self._body = body
@@ -190,7 +213,8 @@ class TextTower:
 def freeze(model: nn.Module, *, dtype: torch.dtype | None) -> None:
     """Eval mode, no gradients; with a dtype, every weight but those of norms is cast to it.
 
-    Norm weights and running statistics keep their precision: they adapt in small steps that bf16 would swallow.
+    Norm weights and running statistics keep their precision: they adapt in small steps that bf16 would
+    swallow.
     """
     model.eval()
     model.requires_grad_(False)

@@ -1,8 +1,9 @@
-"""The transformer towers of Hugging Face dual encoders: CLIP, BLIP, SigLIP, and ViT and BERT in a VisionTextDualEncoder.
+"""The transformer towers of Hugging Face dual encoders: CLIP, BLIP, SigLIP, and ViT and BERT in a
+VisionTextDualEncoder.
 
-Each builder takes the whole frozen model and returns a body (see `towers.py`). Only the pooled token leaves the last block.
-The adaptable norms are those of TCR (arXiv 2410.01349 and its code): of a CLIP or SigLIP text tower the blocks' norms but not the
-final one, of every other tower all norms.
+Each builder takes the whole frozen model and returns a body (see `towers.py`). Only the pooled token leaves
+the last block. The adaptable norms are those of TCR (arXiv 2410.01349 and its code): of a CLIP or SigLIP text
+tower the blocks' norms but not the final one, of every other tower all norms.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from encoders.blocks import (
     joint_attention,
     norm_at,
     padding_mask,
-    pick,
     separate_attention,
     two_layers,
 )
@@ -131,7 +131,7 @@ class PostNormTextBody:
         return self.project(self.blocks[-1].last(hidden, values, prepared.mask))
 
 
-# --- builders -------------------------------------------------------------------------------------------------------
+# --- builders ---
 
 
 def clip_image(model: Any, *, eager: bool, tower: str = "vision_model") -> PreNormImageBody:
@@ -163,7 +163,8 @@ def clip_text(model: Any, *, eager: bool) -> PreNormTextBody:
 def end_positions(end_token: int) -> Callable[[Tensor], Tensor]:
     """Ids [B, L] to the pooled position [B], by Transformers' rule.
 
-    An end token of 2 marks a configuration from before the rule was mended: those, as OpenAI's code, pool at the largest id.
+    An end token of 2 marks a configuration from before the rule was mended: those, as OpenAI's code, pool at
+    the largest id.
     """
 
     def positions(ids: Tensor) -> Tensor:
@@ -227,7 +228,9 @@ def blip_image(model: Any, *, eager: bool) -> PreNormImageBody:
 
 
 def blip_text(model: Any, *, eager: bool) -> PostNormTextBody:
-    """The cross-attention norms belong to `norms` as in the paper's code; text mode gives them no gradient."""
+    """The cross-attention norms belong to `norms` as in the paper's code; text mode gives them no
+    gradient.
+    """
     text = model.text_encoder
     embeddings = text.embeddings
 
@@ -315,7 +318,9 @@ def _bert_blocks(model: Any, tower: str, heads: int, *, eager: bool) -> list[Pos
         PostNormBlock(
             attention=_bert_attention(layer, heads, eager=eager),
             norm1=norm_at(model, f"{tower}.encoder.layer.{number}.attention.output.LayerNorm"),
-            mlp=two_layers(layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense),
+            mlp=two_layers(
+                layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense
+            ),
             norm2=norm_at(model, f"{tower}.encoder.layer.{number}.output.LayerNorm"),
         )
         for number, layer in enumerate(layers)

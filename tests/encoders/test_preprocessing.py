@@ -49,7 +49,9 @@ def test_lossless_picture_keeps_its_values() -> None:
     assert np.array_equal(np.asarray(open_image(encoded(photo()))), np.asarray(photo()))
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + b"\0" * 40, b"GIF89a"])
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + b"\0" * 40, b"GIF89a"]
+)
 def test_bytes_that_are_no_picture_are_refused(data: bytes) -> None:
     with pytest.raises(BadImage):
         open_image(data)
@@ -109,7 +111,13 @@ def test_announced_pixels_that_are_absent_are_refused() -> None:
 def test_first_frame_of_an_animation_is_taken() -> None:
     frames = [Image.new("RGB", (5, 5), colour) for colour in ("red", "blue")]
     for kind in ("GIF", "WEBP", "PNG"):
-        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {}))
+        data = encoded(
+            frames[0],
+            kind,
+            save_all=True,
+            append_images=frames[1:],
+            **({"lossless": True} if kind == "WEBP" else {}),
+        )
         assert open_image(data).getpixel((2, 2)) == (255, 0, 0)
 
 
@@ -178,17 +186,25 @@ def processors() -> list[tuple[str, dict[str, object]]]:
         ("CLIPImageProcessorPil", {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}),
         ("CLIPImageProcessorPil", {"size": {"shortest_edge": 20}, "crop_size": {"height": 33, "width": 24}}),
         ("CLIPImageProcessorPil", {"size": {"height": 24, "width": 40}, "do_center_crop": False}),
-        ("CLIPImageProcessorPil", {"size": {"height": 40, "width": 40}, "crop_size": {"height": 32, "width": 20}}),
+        (
+            "CLIPImageProcessorPil",
+            {"size": {"height": 40, "width": 40}, "crop_size": {"height": 32, "width": 20}},
+        ),
         ("BlipImageProcessorPil", {"size": {"height": 48, "width": 48}}),
         ("SiglipImageProcessorPil", {"size": {"height": 32, "width": 32}, "do_rescale": True}),
         ("ViTImageProcessorPil", {"size": {"height": 32, "width": 32}, "do_normalize": False}),
-        ("MobileNetV2ImageProcessorPil", {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}),
+        (
+            "MobileNetV2ImageProcessorPil",
+            {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}},
+        ),
     ]
 
 
 @pytest.mark.parametrize(("name", "settings"), processors())
 @pytest.mark.parametrize("size", [(37, 23), (23, 37), (64, 64), (1, 1), (300, 7), (41, 200)])
-def test_pixels_equal_those_of_transformers(name: str, settings: dict[str, object], size: tuple[int, int]) -> None:
+def test_pixels_equal_those_of_transformers(
+    name: str, settings: dict[str, object], size: tuple[int, int]
+) -> None:
     import transformers
 
     from encoders.load import image_spec_of
@@ -218,7 +234,13 @@ def test_transparent_picture_has_the_pixels_of_transformers() -> None:
 
 def test_spec_survives_json() -> None:
     spec = ImageSpec(
-        height=32, width=24, resize="shortest_edge", shortest_edge=40, center_crop=True, mean=(0.1, 0.2, 0.3), std=(1, 2, 3)
+        height=32,
+        width=24,
+        resize="shortest_edge",
+        shortest_edge=40,
+        center_crop=True,
+        mean=(0.1, 0.2, 0.3),
+        std=(1, 2, 3),
     )
     assert ImageSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
