@@ -19,9 +19,7 @@ def softmax_entropy(logits: Tensor) -> Tensor:
     return -(log_probability.exp() * log_probability).sum(-1)
 
 
-def uniformity(
-    features: Tensor, *, temperature: float = 0.1, mode: Literal["mul", "div"] = "mul"
-) -> Tensor:
+def uniformity(features: Tensor, *, temperature: float = 0.1, mode: Literal["mul", "div"] = "mul") -> Tensor:
     """How close the rows stand to their centre, to be lowered. features [B, D] -> scalar in (0, 1].
 
     mean_i exp(-t ||q_i - mean(q)||); the gradient flows through the centre (TCR, L_UNI; the released

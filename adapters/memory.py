@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters.losses import source_likeness, softmax_entropy
+from adapters.losses import softmax_entropy, source_likeness
 from adapters.state import AdaptationState
 
 _FIELDS = ("likeness", "queries", "candidates", "entropy")
@@ -46,9 +46,7 @@ def read_memory(state: AdaptationState) -> Memory | None:
     return Memory(*(state.tensors[f"memory.{name}"] for name in _FIELDS))
 
 
-def source_like_pairs(
-    queries: Tensor, candidates: Tensor, *, count: int, temperature: float
-) -> Memory:
+def source_like_pairs(queries: Tensor, candidates: Tensor, *, count: int, temperature: float) -> Memory:
     """The `count` pairs of a batch with the smallest SI, ascending. [B, D], [B, D] -> Memory of `count`.
 
     The entropy is that of a query over the batch's B candidates at `temperature`.

@@ -35,7 +35,9 @@ METHODS: Mapping[str, Registered] = {
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     """The method `name` with `settings` over its defaults. Raises UnknownMethod, BadSettings."""
     if name not in METHODS:
-        raise UnknownMethod(f"unknown method {name!r}; there are {', '.join(METHODS)}{_nearest(name, METHODS)}")
+        raise UnknownMethod(
+            f"unknown method {name!r}; there are {', '.join(METHODS)}{_nearest(name, METHODS)}"
+        )
     registered = METHODS[name]
     known = registered.settings.model_fields
     for key in settings or {}:

@@ -33,7 +33,10 @@ class TCRUntrainSettings(MethodSettings):
 
     scale: float = Field(2.0, gt=0, le=100, description="lambda_scale: how far the batch is spread.")
     temperature: float = Field(
-        0.01, gt=0, le=10, description="Softmax temperature of the remembered entropies; the answer never reads them."
+        0.01,
+        gt=0,
+        le=10,
+        description="Softmax temperature of the remembered entropies; the answer never reads them.",
     )
     memory_fraction: float = Field(0.3, gt=0, le=1, description="Share of a batch that is remembered.")
     memory_capacity: int = Field(64, ge=1, le=65536, description="Entries the memory keeps (Q).")

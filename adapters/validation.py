@@ -61,9 +61,8 @@ def _check_method_tensors(state: AdaptationState, dimension: int) -> None:
             rows = len(value) if rows is None else rows
             if len(value) != rows or not 1 <= rows <= _LARGEST_MEMORY:
                 raise StateMismatch("the memory's parts differ in length, or it is empty or too large")
-        if value.ndim == ranks[name] and ranks[name] and name.endswith(("queries", "candidates")):
-            if value.shape[-1] != dimension:
-                raise StateMismatch(f"{name} has {value.shape[-1]} features, the encoder {dimension}")
+        if name.endswith(("queries", "candidates")) and value.shape[-1] != dimension:
+            raise StateMismatch(f"{name} has {value.shape[-1]} features, the encoder {dimension}")
     if rows is not None and not all(name in state.tensors for name in _ROWS):
         raise StateMismatch("the memory lacks a part")
     centres = [name for name in _CENTRES if name in state.tensors]

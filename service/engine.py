@@ -22,7 +22,7 @@ from encoders.base import Encoder
 from encoders.preprocessing import ImageSpec
 from index.base import GalleryNotFound
 from index.store import GalleryStore
-from service.errors import BadRequest, Conflict, DeadlineExceeded, NotReady
+from service.errors import BadRequest, Conflict, DeadlineExceeded
 from service.galleries import Galleries, GalleryCard
 from service.messages import (
     AdaptationPart,
@@ -124,7 +124,10 @@ class Engine:
     async def _warm_up(self) -> None:
         await self._make_demo_gallery()
         settings = self._settings
-        if settings.default_gallery in self._galleries.cards and self._galleries.cards[settings.default_gallery].targets:
+        if (
+            settings.default_gallery in self._galleries.cards
+            and self._galleries.cards[settings.default_gallery].targets
+        ):
             await self.retrieve(RetrieveRequest(queries=(Query(text="warm up"),), k=1, adapt="off"))
 
     async def _make_demo_gallery(self) -> None:
@@ -171,7 +174,10 @@ class Engine:
                 },
             },
             "methods": {
-                name: {"summary": method.summary, "settings": method.settings.model_json_schema()["properties"]}
+                name: {
+                    "summary": method.summary,
+                    "settings": method.settings.model_json_schema()["properties"],
+                }
                 if method.settings.model_fields
                 else {"summary": method.summary, "settings": {}}
                 for name, method in METHODS.items()
@@ -186,7 +192,7 @@ class Engine:
     async def retrieve(self, request: RetrieveRequest) -> RetrieveAnswer:
         """Answer every query of the request, in its order.
 
-        Raises GalleryNotFound, BadRequest, QueueFull, DeadlineExceeded and what the gallery or encoder raises.
+        Raises GalleryNotFound, BadRequest, QueueFull, DeadlineExceeded, and what gallery or encoder raise.
         """
         accepted_at = time.monotonic()
         jobs, places = self._jobs(request, accepted_at)
@@ -344,7 +350,9 @@ class Engine:
         """What a control job may ask of the worker. Runs in the worker's thread."""
         galleries, streams, snapshots = self._galleries, self._streams, self._snapshots
 
-        def configure_stream(name: str, method: str | None, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+        def configure_stream(
+            name: str, method: str | None, settings: Mapping[str, Any] | None
+        ) -> dict[str, Any]:
             stream, was_reset = streams.configure(name, method, settings)
             return stream.describe() | {"reset": was_reset}
 
@@ -400,9 +408,7 @@ async def running_engine(settings: Settings, **parts: Any) -> AsyncIterator[Engi
         await engine.close()
 
 
-def _build(
-    cls: type[Engine], settings: Settings, encoder: Encoder | None, metrics: Metrics | None
-) -> Engine:
+def _build(cls: type[Engine], settings: Settings, encoder: Encoder | None, metrics: Metrics | None) -> Engine:
     """Everything that blocks: read the weights, open the galleries. Runs in a thread."""
     import torch
 

@@ -1,15 +1,15 @@
 """The service's error tree. `service/http/errors.py` maps it, and those of the parts below, to HTTP once.
 
-    ServiceError
-      BadRequest              the client's mistake                       400
-      NotFound                no such stream or snapshot                 404
-      Conflict                fingerprint, method or version conflict    409
-      TooLarge                items, bytes or pixels                     413
-      QueueFull               come back after `retry_after_s`            429
-      NotReady                starting or shutting down                  503
-      DeadlineExceeded        waited too long in the queue               504
-      StorageFailed           the disk is full or refuses                507
-      Forbidden, Unauthorized                                            403, 401
+ServiceError
+  BadRequest              the client's mistake                       400
+  NotFound                no such stream or snapshot                 404
+  Conflict                fingerprint, method or version conflict    409
+  TooLarge                items, bytes or pixels                     413
+  QueueFull               come back after `retry_after_s`            429
+  NotReady                starting or shutting down                  503
+  DeadlineExceeded        waited too long in the queue               504
+  StorageFailed           the disk is full or refuses                507
+  Forbidden, Unauthorized                                            403, 401
 """
 
 from __future__ import annotations

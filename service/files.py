@@ -27,8 +27,8 @@ def check_snapshot_name(name: str) -> str:
 def _check(name: str, pattern: re.Pattern[str], what: str, longest: int) -> str:
     if not pattern.fullmatch(name) or ".." in name:
         raise BadRequest(
-            f"a {what} name has 1 to {longest} letters, digits, '.', '_' or '-', starts with a letter or digit "
-            f"and holds no '..'",
+            f"a {what} name has 1 to {longest} letters, digits, '.', '_' or '-', "
+            f"starts with a letter or digit and holds no '..'",
             code="bad_name",
             details={"name": name[:160]},
         )
@@ -36,7 +36,10 @@ def _check(name: str, pattern: re.Pattern[str], what: str, longest: int) -> str:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write and flush a new file, then put it in the old one's place. Raises StorageFailed; the old file stays."""
+    """Write and flush a new file, then put it in the old one's place.
+
+    Raises StorageFailed; the old file stays then.
+    """
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -133,18 +133,23 @@ class Galleries:
         """
         gallery = self.usable(name)
         encoded: list[dict[Target, np.ndarray]] = [dict(item.embeddings) for item in items]
-        for modality, rows in (
-            ("image", [row for row, item in enumerate(items) if item.pixels is not None]),
-            ("text", [row for row, item in enumerate(items) if item.text and "text" not in item.embeddings]),
-        ):
+        to_encode: dict[Modality, list[int]] = {
+            "image": [row for row, item in enumerate(items) if item.pixels is not None],
+            "text": [row for row, item in enumerate(items) if item.text and "text" not in item.embeddings],
+        }
+        for modality, rows in to_encode.items():
             for start in range(0, len(rows), self._batch_size):
                 chunk = rows[start : start + self._batch_size]
-                for row, vector in zip(chunk, self._encode(modality, [items[row] for row in chunk]), strict=True):
+                for row, vector in zip(
+                    chunk, self._encode(modality, [items[row] for row in chunk]), strict=True
+                ):
                     encoded[row][modality] = vector
                 yield
         for item, vectors in zip(items, encoded, strict=True):
             if not vectors:
-                raise BadRequest(f"item {item.id[:100]!r} has neither text nor image nor embedding", code="empty_item")
+                raise BadRequest(
+                    f"item {item.id[:100]!r} has neither text nor image nor embedding", code="empty_item"
+                )
         report = gallery.upsert(
             [
                 Item(id=item.id, payload=dict(item.payload), text=item.text, vectors=vectors)
@@ -170,11 +175,19 @@ class Galleries:
 
     def list_items(self, name: str, offset: int, limit: int) -> dict[str, Any]:
         gallery = self.usable(name)
-        return {"items": [_described(item) for item in gallery.page(offset, limit, with_vectors=True)], "total": len(gallery)}
+        return {
+            "items": [_described(item) for item in gallery.page(offset, limit, with_vectors=True)],
+            "total": len(gallery),
+        }
 
     def close(self) -> None:
         self._store.close()
 
 
 def _described(item: Item) -> dict[str, Any]:
-    return {"id": item.id, "payload": dict(item.payload), "text": item.text, "modalities": sorted(item.vectors)}
+    return {
+        "id": item.id,
+        "payload": dict(item.payload),
+        "text": item.text,
+        "modalities": sorted(item.vectors),
+    }

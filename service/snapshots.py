@@ -30,7 +30,7 @@ class SnapshotStore:
         """Save `stream` as it is. Without a name: the version and the time. Raises Conflict if it exists."""
         created_at = time.time()
         version = stream.version
-        name = name or f"v{version}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime(created_at))}-{time.time_ns() % 10**6:06d}"
+        name = name or _default_name(version, created_at)
         path = self._path(stream.name, name)
         self._refuse_existing(path, name)
         about = {"snapshot": name, "snapshot_at": created_at, "version": version, "note": note}
@@ -99,7 +99,11 @@ class SnapshotStore:
                 file.seek(0)
                 header = unpack_header(file.read(8 + min(length, path.stat().st_size)))
         except StateFileError as error:
-            return card | {"created_at": path.stat().st_mtime, "bytes": path.stat().st_size, "damaged": str(error)}
+            return card | {
+                "created_at": path.stat().st_mtime,
+                "bytes": path.stat().st_size,
+                "damaged": str(error),
+            }
         return card | {
             "created_at": header.get("snapshot_at", path.stat().st_mtime),
             "bytes": path.stat().st_size,
@@ -109,7 +113,17 @@ class SnapshotStore:
             "fingerprint": header.get("fingerprint"),
             "note": header.get("note", ""),
             "tracks": [
-                {"gallery": track.get("gallery"), "direction": track.get("direction"), "applied": track.get("applied")}
+                {
+                    "gallery": track.get("gallery"),
+                    "direction": track.get("direction"),
+                    "applied": track.get("applied"),
+                }
                 for track in header.get("tracks", {}).values()
             ],
         }
+
+
+def _default_name(version: int | None, created_at: float) -> str:
+    """Version and time, to the microsecond, so that two in a row differ."""
+    second = time.strftime("%Y%m%dT%H%M%S", time.gmtime(created_at))
+    return f"v{version}-{second}-{int(created_at % 1 * 1e6):06d}"

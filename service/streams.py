@@ -190,7 +190,9 @@ class StreamStore:
 
     # -- changing -----------------------------------------------------------------------------------
 
-    def configure(self, name: str, method: str | None, settings: Mapping[str, Any] | None) -> tuple[Stream, bool]:
+    def configure(
+        self, name: str, method: str | None, settings: Mapping[str, Any] | None
+    ) -> tuple[Stream, bool]:
         """Choose method and settings. Another method starts from the source state. -> (stream, was reset).
 
         Without `settings`, those of the old method stay if the method stays, else the defaults apply.
@@ -254,7 +256,7 @@ class StreamStore:
                 try:
                     self.save(stream)
                 except StorageFailed as error:
-                    log.error("stream_not_saved", stream=stream.name, why=str(error))
+                    log.exception("stream_not_saved", stream=stream.name, why=str(error))
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}{_SUFFIX}"
@@ -268,7 +270,7 @@ class StreamStore:
                 try:
                     self.save(oldest)
                 except StorageFailed as error:
-                    log.error("stream_not_evicted", stream=oldest.name, why=str(error))
+                    log.exception("stream_not_evicted", stream=oldest.name, why=str(error))
                     break
             del self._held[oldest.name]
         return stream
@@ -283,7 +285,7 @@ class StreamStore:
             # A stream must not stop answering because its old state is of no use any more.
             aside = path.with_suffix(".refused")
             path.replace(aside)
-            log.error("stream_state_refused", stream=name, why=str(error), kept_as=aside.name)
+            log.exception("stream_state_refused", stream=name, why=str(error), kept_as=aside.name)
             return None
 
     def _unpack(self, name: str, data: bytes) -> Stream:

@@ -150,7 +150,9 @@ class Worker:
         while not self._finished():
             try:
                 self._tick()
-            except Exception:  # the boundary: a fault must not end the thread, and every job is settled below it
+            except (
+                Exception
+            ):  # the boundary: a fault must not end the thread, and every job is settled below it
                 log.exception("worker_fault")
         self._refuse_the_rest()
         self._streams.save_dirty()
@@ -178,9 +180,9 @@ class Worker:
     def _acceptable(self, job: Job) -> bool:
         stream = stream_of(job)
         if isinstance(job, ControlJob):
-            if self._foreground is not None and (job.items or self._foreground.stream == stream is not None):
-                return False
-            return True
+            return not (
+                self._foreground is not None and (job.items or self._foreground.stream == stream is not None)
+            )
         if job.mode != "sync":
             return True
         background_stream = None if self._background is None else self._background.stream
@@ -275,12 +277,16 @@ class Worker:
         elif first.mode == "off":
             self._answer_frozen(batch, status="off", reason="asked for the source model")
         elif not gallery.count(first.key.target):
-            self._answer_frozen(batch, status="skipped", reason=f"the gallery has no {first.key.target} vectors")
+            self._answer_frozen(
+                batch, status="skipped", reason=f"the gallery has no {first.key.target} vectors"
+            )
         else:
             stream = self._streams.find_or_create(first.key.stream)
             track = self._streams.track(stream, first.key)
             if first.mode == "sync":
-                self._foreground = _Task(self._adapt_and_answer(batch, stream, track), stream.name, list(jobs))
+                self._foreground = _Task(
+                    self._adapt_and_answer(batch, stream, track), stream.name, list(jobs)
+                )
             else:
                 self._answer_and_gather(batch, stream, track)
 
@@ -393,7 +399,10 @@ class Worker:
             count = len(track.gathered)
             old = everything or now - track.gathered_since >= settings.gather_max_age_s
             if count >= settings.batch_size or (old and count >= settings.gather_min_items):
-                queries, track.gathered = track.gathered[: settings.batch_size], track.gathered[settings.batch_size :]
+                queries, track.gathered = (
+                    track.gathered[: settings.batch_size],
+                    track.gathered[settings.batch_size :],
+                )
                 track.gathered_since = now
                 if not track.gathered:
                     del self._gathering[key]
@@ -421,7 +430,9 @@ class Worker:
 
     def _commit(self, stream: Stream, track: Track, outcome: Outcome, queries: int) -> None:
         if not self._still_there(stream, track):
-            log.info("adaptation_dropped", stream=stream.name, why="the stream was reset or deleted meanwhile")
+            log.info(
+                "adaptation_dropped", stream=stream.name, why="the stream was reset or deleted meanwhile"
+            )
             return
         track.commit(outcome)
         stream.dirty = True
@@ -461,7 +472,9 @@ class Worker:
                 adapt_ms=times.adapt_ms,
                 total_ms=(now - job.accepted_at) * 1e3,
             )
-            self._queue.settle(job, JobAnswer(self._hits(batch, job, features, ranking, rows), adaptation, timings))
+            self._queue.settle(
+                job, JobAnswer(self._hits(batch, job, features, ranking, rows), adaptation, timings)
+            )
             self._metrics.observe_answer(
                 mode=mode, direction=direction, status=status, timings=timings, queries=job.items
             )

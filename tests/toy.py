@@ -22,7 +22,10 @@ FEATURES = 16
 class ToyTower:
     def __init__(self, modality: Modality, inputs: int, generator: torch.Generator) -> None:
         self.modality = modality
-        self.parameters: dict[str, Tensor] = {"norm.weight": torch.ones(inputs), "norm.bias": torch.zeros(inputs)}
+        self.parameters: dict[str, Tensor] = {
+            "norm.weight": torch.ones(inputs),
+            "norm.bias": torch.zeros(inputs),
+        }
         self._weight = torch.randn(FEATURES, inputs, generator=generator)
         self.forwards = 0
 
@@ -62,7 +65,23 @@ def picture(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8)
 
 
-WORDS = "red green blue large small cat dog tree house river cloud stone bird fish boat".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "large",
+    "small",
+    "cat",
+    "dog",
+    "tree",
+    "house",
+    "river",
+    "cloud",
+    "stone",
+    "bird",
+    "fish",
+    "boat",
+]
 
 
 def sentence(seed: int) -> str:

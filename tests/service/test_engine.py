@@ -120,7 +120,9 @@ async def test_the_answer_can_wait_for_the_last_update(settings: Callable[..., S
         assert (await engine.describe_stream("default"))["version"] == 1
 
 
-async def test_answering_early_gives_the_same_hits_and_the_same_state(settings: Callable[..., Settings]) -> None:
+async def test_answering_early_gives_the_same_hits_and_the_same_state(
+    settings: Callable[..., Settings],
+) -> None:
     seen = []
     for early in (True, False):
         changed = settings(answer_before_last_update=early, data_folder=settings().data_folder / str(early))
@@ -307,7 +309,9 @@ async def test_reset_gives_the_source_answers_again(engine: Engine) -> None:
         await ask(engine, pictures(16, start=16 * n), adapt="sync", stream="s")
     await engine.reset_stream("s")
     await engine.configure_stream("s", "tcr", {"steps": 1})
-    after = await ask(engine, pictures(16), adapt="sync", stream="s", k=5)  # one step answers before any update
+    after = await ask(
+        engine, pictures(16), adapt="sync", stream="s", k=5
+    )  # one step answers before any update
     assert ids(before) == ids(after)
 
 
@@ -375,7 +379,9 @@ async def test_a_damaged_snapshot_is_refused_and_the_stream_stays(engine: Engine
     assert len(await engine.list_snapshots("s")) == 1
 
 
-async def test_a_snapshot_of_another_encoder_is_refused(settings: Callable[..., Settings], engine: Engine) -> None:
+async def test_a_snapshot_of_another_encoder_is_refused(
+    settings: Callable[..., Settings], engine: Engine
+) -> None:
     await ask(engine, pictures(16), adapt="sync", stream="s")
     await engine.create_snapshot("s", "one")
     data = await engine.export_snapshot("s", "one")
@@ -426,13 +432,17 @@ async def test_another_encoder_refuses_the_gallery_and_starts_streams_anew(
             await engine.describe_stream("s")
         await engine.delete_gallery("things")
         await fill(engine)
-        assert (await ask(engine, pictures(16), adapt="sync", stream="s")).parts[0].adaptation.state_version == 1
+        assert (await ask(engine, pictures(16), adapt="sync", stream="s")).parts[
+            0
+        ].adaptation.state_version == 1
 
 
 async def test_shutdown_answers_what_was_accepted(settings: Callable[..., Settings]) -> None:
     async with running_engine(settings(), encoder=ToyEncoder()) as engine:
         await fill(engine)
-        waiting = [asyncio.create_task(ask(engine, pictures(16, start=16 * n), adapt="sync")) for n in range(5)]
+        waiting = [
+            asyncio.create_task(ask(engine, pictures(16, start=16 * n), adapt="sync")) for n in range(5)
+        ]
         await asyncio.sleep(0)
         closing = asyncio.create_task(engine.close())
         answers = await asyncio.gather(*waiting)
