@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import sqlite3
 import time
@@ -147,7 +148,8 @@ class GalleryStore:
         """The gallery, loaded; the same object as long as it stays open.
 
         Raises:
-            BadName, GalleryNotFound, FingerprintMismatch, GalleryCorrupt, StorageError.
+            BadName, GalleryNotFound, FingerprintMismatch, GalleryCorrupt, StorageError; BadSettings when this
+            installation cannot serve the gallery's kind of index.
         """
         path = self._existing(name)
         gallery = self._open.get(name)
@@ -239,6 +241,16 @@ def _create_file(path: Path, manifest: dict[str, str]) -> None:
                 connection.execute(statement)
             _write_manifest(connection, manifest)
         new.rename(path)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the names in the folder durable, as SQLite does for what is in its files."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_file(path: Path) -> None:
