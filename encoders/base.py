@@ -64,14 +64,33 @@ class Tower(Protocol):
 
 
 class Encoder(Protocol):
-    name: str
-    dimension: int
-    fingerprint: str
-    """Hex digest over weights, configuration, tokeniser and preprocessing."""
-    temperature: float
-    """The model's own softmax temperature, 1 / exp(logit_scale)."""
-    device: torch.device
-    dtype_name: str
-    """"fp32" or "bf16": the inference dtype."""
-    image_spec: ImageSpec
-    towers: Mapping[Modality, Tower]
+    """A frozen dual encoder; read-only."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name, or the hub name."""
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of a feature row."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest over weights, configuration, tokeniser and preprocessing; the same in fp32 and bf16."""
+
+    @property
+    def temperature(self) -> float:
+        """The model's own softmax temperature, 1 / exp(logit_scale)."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype_name(self) -> str:
+        """The inference dtype, "fp32" or "bf16"."""
+
+    @property
+    def image_spec(self) -> ImageSpec: ...
+
+    @property
+    def towers(self) -> Mapping[Modality, Tower]: ...

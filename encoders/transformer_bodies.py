@@ -236,7 +236,8 @@ def blip_text(model: Any, *, eager: bool) -> PostNormTextBody:
 
     def embed(ids: Tensor) -> Tensor:
         places = embeddings.position_ids[:, : ids.shape[1]]
-        return embeddings.word_embeddings(ids) + embeddings.position_embeddings(places)  # type: ignore[no-any-return]
+        hidden: Tensor = embeddings.word_embeddings(ids) + embeddings.position_embeddings(places)
+        return hidden
 
     return PostNormTextBody(
         norms=norm_names(model, "text_encoder"),
@@ -254,11 +255,12 @@ def bert_text(model: Any, *, eager: bool) -> PostNormTextBody:
     def embed(ids: Tensor) -> Tensor:
         places = embeddings.position_ids[:, : ids.shape[1]]
         kinds = embeddings.token_type_embeddings.weight[0]  # one sentence a text: type 0 throughout
-        return embeddings.word_embeddings(ids) + kinds + embeddings.position_embeddings(places)  # type: ignore[no-any-return]
+        hidden: Tensor = embeddings.word_embeddings(ids) + kinds + embeddings.position_embeddings(places)
+        return hidden
 
     def project(first: Tensor) -> Tensor:
-        pooled = text.pooler.activation(text.pooler.dense(first))
-        return model.text_projection(pooled)  # type: ignore[no-any-return]
+        projected: Tensor = model.text_projection(text.pooler.activation(text.pooler.dense(first)))
+        return projected
 
     return PostNormTextBody(
         norms=norm_names(model, "text_model"),
@@ -283,8 +285,8 @@ def vit_image(model: Any, *, eager: bool) -> PreNormImageBody:
     ]
 
     def project(first: Tensor) -> Tensor:
-        pooled = vision.pooler.activation(vision.pooler.dense(first))
-        return model.visual_projection(pooled)  # type: ignore[no-any-return]
+        projected: Tensor = model.visual_projection(vision.pooler.activation(vision.pooler.dense(first)))
+        return projected
 
     return PreNormImageBody(
         norms=norm_names(model, tower),
