@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,10 @@ SPLITS: dict[str, range] = {
     "gallery": range(90, 100),
 }
 ONE_OBJECT_PERCENT = 10
+# Outside "train", each block of 1000 scenes has 125 settings (place, relation, colours, sizes), each used
+# eight times, 125 scenes apart. Colours and places then find nothing: shapes and textures have to be seen.
+BLOCK = 1000
+SETTINGS = 125
 
 
 @dataclass(frozen=True)
@@ -184,11 +188,33 @@ def vocabulary() -> list[str]:
 def _stream(split: str) -> Iterator[Scene]:
     dice, seen = Dice(f"scenes:{split}"), set[str]()
     while True:
-        scene = _draw(dice, split, len(seen))
+        scene = _candidate(dice, split, len(seen))
         meaning = scene.meaning()
         if meaning not in seen and split_of(scene) == split:
             seen.add(meaning)
             yield scene
+
+
+def _candidate(dice: Dice, split: str, number: int) -> Scene:
+    if split == "train":
+        return _draw(dice, split, number)
+    setting = number // BLOCK * SETTINGS + number % SETTINGS
+    return _sibling(dice, _draw(Dice(f"setting:{split}:{setting}"), split, number))
+
+
+def _sibling(dice: Dice, scene: Scene) -> Scene:
+    """The same place, relation, colours and sizes, with other shapes and textures."""
+    while True:
+        things = tuple(_changed(dice, thing, alone=len(scene.things) == 1) for thing in scene.things)
+        if len({(thing.shape, thing.colour) for thing in things}) == len(things):
+            caption = _caption(dice, things, scene.relation, scene.background)
+            return replace(scene, caption=caption, things=things)
+
+
+def _changed(dice: Dice, thing: Thing, *, alone: bool) -> Thing:
+    """A thing that is alone changes wholly: otherwise a split would run out of its siblings."""
+    other = _draw_thing(dice)
+    return other if alone else replace(thing, shape=other.shape, texture=other.texture)
 
 
 def _draw(dice: Dice, split: str, number: int) -> Scene:

@@ -44,9 +44,10 @@ from demo.scenes import Scene, render, scenes, vocabulary
 
 __all__ = ["Recipe", "build_model", "build_processor", "build_tokenizer", "main", "train"]
 
-IMAGE_SIZE = 64  # pixels that the encoder sees
+IMAGE_SIZE = 72  # pixels that the encoder sees: 6 x 6 patches of 12
 CHECKPOINT = "checkpoint.pt"
 REPORT_STEPS = 250
+SERIES = 4  # scenes
 CONTEXT = 40  # tokens, begin and end included
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
@@ -58,7 +59,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 class Recipe:
     """Everything that decides the result, apart from the machine's rounding."""
 
-    train_scenes: int = 40_000
+    train_scenes: int = 24_000
     steps: int = 5_000
     batch: int = 128
     learning_rate: float = 1e-3
@@ -66,6 +67,7 @@ class Recipe:
     weight_decay: float = 0.05
     shorten_share: float = 0.15
     split_word_share: float = 0.1
+    series_after_steps: int = 750
     seed: int = 0
 
 
@@ -123,7 +125,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
         num_hidden_layers=5,
         num_attention_heads=5,
         image_size=IMAGE_SIZE,
-        patch_size=8,
+        patch_size=12,
         projection_dim=128,
     )
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128)
@@ -146,7 +148,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> CLIPProcessor:
 
 
 def draw_pictures(listed: Sequence[Scene], *, workers: int = 2) -> NDArray[np.uint8]:
-    """Pictures as the encoder sees them, uint8 [N, 64, 64, 3]."""
+    """Pictures as the encoder sees them, uint8 [N, 72, 72, 3]."""
     out = np.empty((len(listed), IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         drawn = pool.imap(_draw, listed, chunksize=64)
@@ -162,7 +164,7 @@ def _draw(scene: Scene) -> NDArray[np.uint8]:
 
 def cached_pictures(listed: Sequence[Scene], cache: Path, name: str) -> NDArray[np.uint8]:
     """Pictures from `cache`, drawn first when they are not there."""
-    path = cache / f"{name}-{len(listed)}.npy"
+    path = cache / f"{name}-{IMAGE_SIZE}px-{len(listed)}.npy"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         np.save(path, draw_pictures(listed))
@@ -304,7 +306,7 @@ def train(
     begin, budget_s = time.monotonic(), math.inf if minutes is None else 60 * minutes
     with Progress() as progress:
         bar = progress.add_task("training", total=recipe.steps, completed=first)
-        for number, rows in enumerate(_batches(len(listed), recipe, first), start=first):
+        for number, rows in enumerate(_batches(listed, recipe, first), start=first):
             elapsed_s = time.monotonic() - begin
             done = max(number / recipe.steps, elapsed_s / budget_s)
             if done >= 1:
@@ -318,20 +320,45 @@ def train(
     print("end: dev R@1 {} / {}".format(*trainer.recall(dev_pixels, dev_captions)))
     trainer.model.eval().save_pretrained(out)
     trainer.processor.save_pretrained(out)
+    (out / CHECKPOINT).unlink(missing_ok=True)  # of use only while the schedule was unfinished
 
 
-def _batches(count: int, recipe: Recipe, first: int) -> Iterator[NDArray[np.int64]]:
+def _batches(listed: Sequence[Scene], recipe: Recipe, first: int) -> Iterator[NDArray[np.int64]]:
     """Row numbers of each batch: a fresh order every epoch, the same again after a resume.
+
+    After `series_after_steps` a batch is made of series of SERIES scenes with the same place and colours,
+    which only shapes, textures, sizes and order tell apart.
 
     Raises: ValueError when there are fewer scenes than one batch holds.
     """
-    per_epoch = count // recipe.batch
+    per_epoch = len(listed) // recipe.batch
     if per_epoch == 0:
-        raise ValueError(f"a batch of {recipe.batch} needs at least as many scenes, got {count}")
+        raise ValueError(f"a batch of {recipe.batch} needs at least as many scenes, got {len(listed)}")
+    kinds = _kinds(listed)
     for number in range(first, recipe.steps):
-        order = np.random.default_rng((recipe.seed, number // per_epoch)).permutation(count)
+        rng = np.random.default_rng((recipe.seed, number // per_epoch))
+        order = rng.permutation(len(listed))
+        if number >= recipe.series_after_steps:
+            order = _in_series(order, kinds, rng)
         start = number % per_epoch * recipe.batch
         yield order[start : start + recipe.batch]
+
+
+def _kinds(listed: Sequence[Scene]) -> NDArray[np.int64]:
+    """One number for all scenes with the same place and colours."""
+    names = [f"{scene.background} {sorted(thing.colour for thing in scene.things)}" for scene in listed]
+    numbers: NDArray[np.int64] = np.unique(names, return_inverse=True)[1]
+    return numbers
+
+
+def _in_series(
+    order: NDArray[np.int64], kinds: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Sort scenes of one kind together, cut into series, and shuffle the series."""
+    together = order[np.argsort(kinds[order], kind="stable")]
+    whole = len(together) // SERIES * SERIES
+    series = rng.permutation(together[:whole].reshape(-1, SERIES))
+    return np.concatenate([series.ravel(), together[whole:]])
 
 
 def info_nce(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:

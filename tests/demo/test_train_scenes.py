@@ -73,14 +73,23 @@ def test_checkpoint_restores_weights_and_the_step(few: tuple[np.ndarray, list[st
 
 
 def test_batches_go_through_every_scene_and_continue_after_a_resume() -> None:
-    recipe = Recipe(batch=4, steps=6)
-    batches = list(train_scenes._batches(12, recipe, 0))
+    recipe, listed = Recipe(batch=4, steps=6, series_after_steps=3), scenes("train", 12)
+    batches = list(train_scenes._batches(listed, recipe, 0))
     assert sorted(np.concatenate(batches[:3])) == list(range(12))
-    assert all(
-        np.array_equal(a, b) for a, b in zip(batches[2:], train_scenes._batches(12, recipe, 2), strict=True)
-    )
+    assert sorted(np.concatenate(batches[3:])) == list(range(12))
+    again = list(train_scenes._batches(listed, recipe, 2))
+    assert all(np.array_equal(one, other) for one, other in zip(batches[2:], again, strict=True))
     with pytest.raises(ValueError, match="needs at least as many scenes"):
-        next(train_scenes._batches(3, recipe, 0))
+        next(train_scenes._batches(listed[:3], recipe, 0))
+
+
+def test_series_hold_scenes_of_one_kind() -> None:
+    """Three kinds with eight scenes each fill six series of four without a mixed one."""
+    kinds = np.tile(np.arange(3), 8)
+    rng = np.random.default_rng(0)
+    order = train_scenes._in_series(rng.permutation(24), kinds, rng)
+    assert sorted(order) == list(range(24))
+    assert all(len(set(kinds[series])) == 1 for series in order.reshape(6, 4))
 
 
 def test_captions_stay_as_they_are_unless_asked_otherwise() -> None:

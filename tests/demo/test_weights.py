@@ -91,4 +91,4 @@ def test_automatic_classes_load_tokenizer_and_picture_processor() -> None:
     pictures = AutoImageProcessor.from_pretrained(WEIGHTS, local_files_only=True)
     assert tokenizer.eos_token_id == 3
     wide = np.zeros((50, 200, 3), dtype=np.uint8)
-    assert pictures(wide, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
+    assert pictures(wide, return_tensors="pt")["pixel_values"].shape == (1, 3, 72, 72)
