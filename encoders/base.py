@@ -22,11 +22,11 @@ class EncoderError(Exception):
     """The encoder cannot be loaded or cannot take this input."""
 
 
-class UnsupportedEncoder(EncoderError):  # noqa: N818
+class UnsupportedEncoder(EncoderError):
     """The folder or hub name is no dual encoder that Attune can adapt."""
 
 
-class BadImage(EncoderError):  # noqa: N818
+class BadImage(EncoderError):
     """The bytes are no picture, or one that is refused before decoding (format, pixels)."""
 
 

@@ -83,7 +83,7 @@ class SiglipImageBody:
         hidden = self.post_norm(hidden, values)
         probe = self.head.probe.expand(len(prepared), -1, -1)
         pooled = self.head.attention(probe, hidden, hidden, need_weights=False)[0][:, 0]
-        return pooled + self.head.mlp(self.head_norm(pooled, values))  # type: ignore[no-any-return]
+        return pooled + self.head.mlp(self.head_norm(pooled, values))
 
 
 @dataclass(frozen=True)
