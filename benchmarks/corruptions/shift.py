@@ -15,7 +15,7 @@ from benchmarks.corruptions.text import TEXT_CORRUPTIONS, corrupt_text
 CLEAN = "clean"
 
 
-class UnknownShift(ValueError):  # noqa: N818 - named like the errors of the other parts
+class UnknownShift(ValueError):
     """No corruption of that name, or not at that severity."""
 
 

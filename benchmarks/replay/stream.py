@@ -88,6 +88,7 @@ class Recorded:
     def __init__(self, method: Method) -> None:
         self._method = method
         self.name = method.name
+        self.settings = method.settings
         self.steps = method.steps
         self.adapts = method.adapts
         self.learns = method.learns

@@ -34,9 +34,9 @@ class OpenAITower:
 
     def encode(self, inputs: Any, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         if parameters is None:
-            return self._tower.encode(inputs)  # type: ignore[no-any-return]
+            return self._tower.encode(inputs)
         renamed = {inner: parameters[name] for name, inner in self._names.items()}
-        return self._tower.encode(inputs, renamed)  # type: ignore[no-any-return]
+        return self._tower.encode(inputs, renamed)
 
 
 def clip_tower(golden: Golden) -> OpenAITower:
