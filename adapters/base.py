@@ -22,6 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from adapters.settings import MethodSettings
 from adapters.state import AdaptationState
 
 
@@ -89,6 +90,10 @@ class Method(Protocol):
     """Whether `answer` differs from the features of the forward (then the gallery is ranked once more)."""
     predict_after_update: bool
     """Whether the answer comes from one more forward after the last update."""
+
+    @property
+    def settings(self) -> MethodSettings:
+        """Plain values, frozen."""
 
     def initial_state(self, *, fingerprint: str, parameters: Mapping[str, Tensor]) -> AdaptationState:
         """The source state: a copy of the encoder's adaptable parameters, nothing remembered."""
