@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from service.http.app import create_app
 from service.settings import Settings
@@ -31,3 +32,10 @@ async def http(engine: FakeEngine, settings: Settings) -> AsyncIterator[httpx.As
     transport = httpx.ASGITransport(create_app(settings, engine))
     async with httpx.AsyncClient(transport=transport, base_url="http://attune") as client:
         yield client
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Log lines are kept, not printed: structlog's default for a traceback takes seconds to lay out."""
+    with capture_logs():
+        yield
