@@ -1,0 +1,206 @@
+"""`Client`: every method sends one of `calls` and waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from service.client import calls
+from service.client.calls import Call, Image, QueryLike, Result, Vector
+from service.client.transport import Retries, arguments, connection, unreachable
+from service.client.types import Answer, AttuneError, Card
+
+
+class Client:
+    """A server's client.
+
+    url         default: ATTUNE_URL, else http://127.0.0.1:8080
+    admin_key   default: ATTUNE_ADMIN_KEY, else none
+    timeout_s   longest wait for one answer
+    retries     further tries after 429 and 503, with the server's Retry-After up to `max_wait_s` seconds each
+    transport   httpx transport, for tests
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        admin_key: str | None = None,
+        timeout_s: float = 150.0,
+        retries: int = 3,
+        max_wait_s: float = 10.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.Client(**connection(url, admin_key, timeout_s), transport=transport)
+        self._retries = Retries(retries, max_wait_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _send(self, call: Call[Result]) -> Result:
+        tries = 0
+        while True:
+            try:
+                response = self._http.request(**arguments(call))
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise unreachable(error, self._http.base_url) from error
+            wait_s = self._retries.wait_s(response, tries)
+            if wait_s is None:
+                break
+            time.sleep(wait_s)
+            tries += 1
+        if not response.is_success:
+            raise calls.error_of(response)
+        return call.read(response)
+
+    def retrieve(
+        self,
+        queries: QueryLike | Iterable[QueryLike] | None = None,
+        *,
+        text: str | Sequence[str] | None = None,
+        image: Image | Sequence[Image] | None = None,
+        embedding: Vector | Sequence[Vector] | None = None,
+        gallery: str | None = None,
+        stream: str | None = None,
+        k: int | None = None,
+        target: str | None = None,
+        adapt: str | None = None,
+        filter: Mapping[str, Any] | None = None,
+        deadline_ms: float | None = None,
+    ) -> Answer:
+        """Search. Queries are texts, pictures (bytes, paths, Pillow images) or embeddings, one or several.
+
+        Raises AttuneError, ValueError for no query, OSError for a picture that cannot be read.
+        """
+        bodies = calls.query_bodies(queries, text=text, image=image, embedding=embedding)
+        options = {
+            "gallery": gallery,
+            "stream": stream,
+            "k": k,
+            "target": target,
+            "adapt": adapt,
+            "filter": filter,
+            "deadline_ms": deadline_ms,
+        }
+        return self._send(calls.retrieve(bodies, options))
+
+    def ready(self) -> bool:
+        """Whether the server answers queries now; False also if it cannot be reached."""
+        try:
+            self._http.request("GET", "/readyz").raise_for_status()
+        except httpx.HTTPError:
+            return False
+        return True
+
+    def wait_ready(self, timeout_s: float = 60.0) -> None:
+        """Return once the server answers queries. Raises AttuneError "not_ready" after `timeout_s`."""
+        end = time.monotonic() + timeout_s
+        while not self.ready():
+            if time.monotonic() >= end:
+                raise AttuneError("not_ready", f"{self._http.base_url} was not ready within {timeout_s:g} s")
+            time.sleep(0.1)
+
+    def models(self) -> Card:
+        """Encoder, methods with their settings, queue."""
+        return self._send(calls.models())
+
+    def list_galleries(self) -> list[Card]:
+        return self._send(calls.list_galleries())
+
+    def describe_gallery(self, name: str) -> Card:
+        return self._send(calls.describe_gallery(name))
+
+    def create_gallery(self, name: str, *, index: Mapping[str, Any] | None = None) -> Card:
+        return self._send(calls.create_gallery(name, index))
+
+    def delete_gallery(self, name: str) -> None:
+        self._send(calls.delete_gallery(name))
+
+    def upsert_items(
+        self,
+        gallery: str,
+        items: Iterable[Mapping[str, Any]],
+        *,
+        batch_size: int = 64,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Card:
+        """Add or replace any number of items; `on_progress` gets the number sent so far.
+
+        An item is {"id", "text", "image", "embeddings", "payload"}, where image is a path, bytes or a Pillow
+        image. Every batch is all or none; after an error the batches before it are in.
+        """
+        tally = calls.Tally(on_progress)
+        for batch in calls.item_batches(items, batch_size):
+            tally.add(len(batch), self._send(calls.upsert_items(gallery, batch)))
+        return tally.total
+
+    def delete_items(self, gallery: str, ids: Sequence[str]) -> int:
+        """How many of them there were."""
+        return self._send(calls.delete_items(gallery, ids))
+
+    def get_item(self, gallery: str, id: str) -> Card:
+        return self._send(calls.get_item(gallery, id))
+
+    def list_items(self, gallery: str, *, offset: int = 0, limit: int = 100) -> Card:
+        """{"items": [...], "total": n}."""
+        return self._send(calls.list_items(gallery, offset, limit))
+
+    def list_streams(self) -> list[Card]:
+        return self._send(calls.list_streams())
+
+    def describe_stream(self, name: str) -> Card:
+        return self._send(calls.describe_stream(name))
+
+    def configure_stream(
+        self, name: str, *, method: str | None = None, settings: Mapping[str, Any] | None = None
+    ) -> Card:
+        """Set the method; makes the stream if it is new. A change of the method drops what was learnt."""
+        return self._send(calls.configure_stream(name, method, settings))
+
+    def reset_stream(self, name: str) -> Card:
+        """Back to the source model."""
+        return self._send(calls.reset_stream(name))
+
+    def delete_stream(self, name: str, *, force: bool = False) -> None:
+        """`force`: with its snapshots."""
+        self._send(calls.delete_stream(name, force))
+
+    def list_snapshots(self, stream: str) -> list[Card]:
+        return self._send(calls.list_snapshots(stream))
+
+    def create_snapshot(self, stream: str, name: str | None = None, *, note: str = "") -> Card:
+        return self._send(calls.create_snapshot(stream, name, note))
+
+    def restore_snapshot(self, stream: str, name: str) -> Card:
+        return self._send(calls.restore_snapshot(stream, name))
+
+    def delete_snapshot(self, stream: str, name: str) -> None:
+        self._send(calls.delete_snapshot(stream, name))
+
+    def export_snapshot(self, stream: str, name: str, path: str | PathLike[str] | None = None) -> bytes:
+        """The snapshot's file; also written to `path` if given."""
+        data = self._send(calls.export_snapshot(stream, name))
+        if path is not None:
+            Path(path).write_bytes(data)
+        return data
+
+    def import_snapshot(
+        self, stream: str, source: bytes | str | PathLike[str], name: str | None = None
+    ) -> Card:
+        """Keep a file (or its bytes) made by `export_snapshot` as a snapshot of `stream`."""
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        return self._send(calls.import_snapshot(stream, data, name))

@@ -1,0 +1,100 @@
+"""What the client gives back, and its one error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Card = dict[str, Any]
+"""A description (gallery, item, stream, snapshot) as the server's JSON has it."""
+
+
+class AttuneError(Exception):
+    """The server refused or could not be reached.
+
+    code     the server's code; "unreachable", "timeout" or "bad_answer" where none of its answers came
+    status   HTTP status, None without an answer
+    details  what the server adds, by code
+    """
+
+    def __init__(
+        self, code: str, message: str, *, details: Mapping[str, Any] | None = None, status: int | None = None
+    ):
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.details: dict[str, Any] = dict(details or {})
+        self.status = status
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.code}]"
+
+
+@dataclass(frozen=True)
+class Hit:
+    id: str
+    score: float
+    """Cosine similarity, -1 to 1."""
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What happened to the batch that queries were part of; see the server's documentation."""
+
+    method: str
+    mode: str
+    direction: str
+    state_version: int | None
+    status: str
+    reason: str
+    batch_size: int | None
+    query_indices: tuple[int, ...] = ()
+    """Only in `Answer.parts`."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Hits of each query in order, best first."""
+
+    results: list[list[Hit]]
+    adaptation: Adaptation
+    timings_ms: dict[str, float]
+    gallery: str
+    stream: str
+    parts: tuple[Adaptation, ...] = ()
+    """One entry a kind of query, for a request that mixed kinds."""
+
+    @property
+    def hits(self) -> list[Hit]:
+        """The hits of the first query; of the only one, mostly."""
+        return self.results[0]
+
+    @classmethod
+    def of_json(cls, body: Mapping[str, Any]) -> Answer:
+        return cls(
+            results=[[_hit(hit) for hit in result["hits"]] for result in body["results"]],
+            adaptation=_adaptation(body["adaptation"]),
+            timings_ms=dict(body["timings_ms"]),
+            gallery=body["gallery"],
+            stream=body["stream"],
+            parts=tuple(_adaptation(part) for part in body.get("parts", ())),
+        )
+
+
+def _hit(body: Mapping[str, Any]) -> Hit:
+    return Hit(body["id"], body["score"], body["payload"])
+
+
+def _adaptation(body: Mapping[str, Any]) -> Adaptation:
+    return Adaptation(
+        method=body["method"],
+        mode=body["mode"],
+        direction=body["direction"],
+        state_version=body["state_version"],
+        status=body["status"],
+        reason=body["reason"],
+        batch_size=body["batch_size"],
+        query_indices=tuple(body.get("query_indices", ())),
+    )
