@@ -40,6 +40,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.engine = engine
+    app.state.start_error = None
     # Decoding is CPU work: more threads than cores only hold more pictures in memory at once.
     app.state.decoders = CapacityLimiter(max(2, min(8, os.cpu_count() or 2)))
     app.add_middleware(Gate)
@@ -58,7 +59,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         return
     from service.engine import Engine as RealEngine  # here, because it loads torch
 
-    app.state.engine = await RealEngine.start(app.state.settings)
+    try:
+        app.state.engine = await RealEngine.start(app.state.settings)
+    except Exception as error:
+        app.state.start_error = error
+        raise
     try:
         yield
     finally:

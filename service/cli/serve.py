@@ -1,0 +1,142 @@
+"""`attune serve`: one process with everything in it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.cli.common import FAILED, WRONG_USE, fail, parse_assignments
+
+if TYPE_CHECKING:
+    import socket
+
+    from service.settings import Settings
+
+
+def serve(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; beyond loopback needs a key.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="demo, a local folder or a hub name.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
+    data_folder: Annotated[Path | None, typer.Option(help="Galleries, states and snapshots.")] = None,
+    default_gallery: Annotated[str | None, typer.Option(help="Gallery of requests that name none.")] = None,
+    demo_gallery_items: Annotated[int | None, typer.Option(help="Size of the demo gallery; 0: none.")] = None,
+    default_method: Annotated[str | None, typer.Option(help="Adaptation method of new streams.")] = None,
+    mode: Annotated[str | None, typer.Option(help="auto, sync, async or off.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Most queries of one adaptation batch.")] = None,
+    queue_capacity_items: Annotated[int | None, typer.Option(help="Most waiting queries.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file; default ATTUNE_CONFIG.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; repeatable.")
+    ] = None,
+) -> None:
+    """Serve the HTTP API. docs/settings.md lists all settings; the admin key is ATTUNE_ADMIN_KEY."""
+    from service.settings import ConfigurationError, load
+
+    if config is not None:
+        os.environ["ATTUNE_CONFIG"] = str(config)
+    flags: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "encoder": encoder,
+        "device": device,
+        "dtype": dtype,
+        "data_folder": data_folder,
+        "default_gallery": default_gallery,
+        "demo_gallery_items": demo_gallery_items,
+        "default_method": default_method,
+        "mode": mode,
+        "batch_size": batch_size,
+        "queue_capacity_items": queue_capacity_items,
+        "log_level": log_level,
+    }
+    try:
+        settings = load(**flags | parse_assignments(setting or []))
+    except ConfigurationError as error:
+        fail(str(error), WRONG_USE)
+    run(settings)
+
+
+def run(settings: Settings) -> None:
+    """Listen, load, announce, serve until a signal; then finish accepted work and save.
+
+    The port is taken before the model loads, so that a taken one is known at once.
+    """
+    try:
+        listener = _bind(settings.host, settings.port)
+    except OSError as error:
+        fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}", WRONG_USE)
+    with listener:
+        _serve(settings, listener)
+
+
+def _serve(settings: Settings, listener: socket.socket) -> None:
+    import math
+
+    import uvicorn
+
+    from service.http import logs
+    from service.http.app import create_app
+
+    logs.configure(settings.log_level)
+    app = create_app(settings)
+
+    class AnnouncingServer(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                typer.echo(announcement(settings, listener.getsockname()[1]))
+
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=max(1, math.ceil(settings.shutdown_grace_s)),
+    )
+    server = AnnouncingServer(config)
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after its orderly shutdown
+        server.run(sockets=[listener])
+    if not server.started:
+        fail(f"the server did not start: {app.state.start_error or 'see the log above'}", FAILED)
+
+
+def announcement(settings: Settings, port: int) -> str:
+    """What the terminal shows once queries are answered."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{port}"
+    option = "" if url == "http://127.0.0.1:8080" else f" --url {url}"
+    return (
+        f"Attune is ready at {url}  (encoder {settings.encoder}, gallery {settings.default_gallery})\n"
+        f"  docs    {url}/docs\n"
+        f'  try it  attune query "a red circle"{option}\n'
+        f"          curl {url}/retrieve -H 'Content-Type: application/json' "
+        """-d '{"queries": [{"text": "a red circle"}]}'\n"""
+        "  stop    Ctrl-C"
+    )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    import socket
+
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
