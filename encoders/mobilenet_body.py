@@ -55,20 +55,25 @@ class FoldedConvolution:
 
     def _convolve(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = self.convolution
-        if self.tf_padding:
-            features = same_padding(features, layer)
-        padding: Any = layer.padding
-        return F.conv2d(features, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+        sides = same_padding(features, layer) if self.tf_padding else _given_padding(layer)
+        return convolve(features, weight, bias, layer, sides)
 
     def _activate(self, features: Tensor) -> Tensor:
         if self.activation is None:
             return features
+        if isinstance(self.activation, nn.ReLU6):
+            # In place: the convolution keeps its input for the backward, not its output.
+            return F.hardtanh_(features, 0.0, 6.0)
         activated: Tensor = self.activation(features)
         return activated
 
 
-def same_padding(features: Tensor, layer: nn.Conv2d) -> Tensor:
-    """TensorFlow's "same" padding: the odd pixel goes to the bottom and the right."""
+Sides = tuple[int, int, int, int]
+"""Padding left, right, above, below."""
+
+
+def same_padding(features: Tensor, layer: nn.Conv2d) -> Sides:
+    """TensorFlow's "same" padding: the odd pixel goes to the right and below."""
     sides: list[int] = []
     for size, stride, kernel, dilation in zip(
         reversed(features.shape[-2:]),
@@ -80,7 +85,36 @@ def same_padding(features: Tensor, layer: nn.Conv2d) -> Tensor:
         rest = stride if size % stride == 0 else size % stride
         total = max(kernel - rest, 0)
         sides += [total // 2 * dilation, (total - total // 2) * dilation]
-    return F.pad(features, sides) if any(sides) else features
+    left, right, above, below = sides
+    return left, right, above, below
+
+
+def _given_padding(layer: nn.Conv2d) -> Sides:
+    down, across = (int(side) for side in layer.padding)
+    return across, across, down, down
+
+
+def convolve(features: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Conv2d, sides: Sides) -> Tensor:
+    """The convolution `layer` with other weights and with padding that may differ between the sides.
+
+    All ways give the same numbers; they differ in speed on a CPU. Measured for a depthwise layer of stride 2 (96
+    channels of 64 x 64, batch 64): a kernel widened with zeros needs half the forward time of padding the
+    picture, but a slower backward; the bf16 kernel's backward takes six times as long as the fp32 one.
+    """
+    left, right, above, below = sides
+    stride, dilation, groups = layer.stride, layer.dilation, layer.groups
+    if (left, above) == (right, below):
+        return F.conv2d(features, weight, bias, stride, (above, left), dilation, groups)
+    wants_gradient = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
+    if not wants_gradient and dilation == (1, 1):
+        widened = F.pad(weight, (right - left, 0, below - above, 0))
+        return F.conv2d(features, widened, bias, stride, (below, right), dilation, groups)
+    padded = F.pad(features, sides)
+    if groups > 1 and features.dtype == torch.bfloat16 and features.device.type == "cpu":
+        full_bias = None if bias is None else bias.float()
+        full = F.conv2d(padded.float(), weight.float(), full_bias, stride, 0, dilation, groups)
+        return full.to(features.dtype)
+    return F.conv2d(padded, weight, bias, stride, 0, dilation, groups)
 
 
 @dataclass(frozen=True)
