@@ -11,7 +11,8 @@ from service.version import VERSION
 
 app = typer.Typer(
     name="attune",
-    help="Cross-modal search that keeps its quality when the queries drift.",
+    help="Cross-modal search that keeps its quality when the queries drift. "
+    "Client commands take the server from ATTUNE_URL and the admin key from ATTUNE_ADMIN_KEY.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

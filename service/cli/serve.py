@@ -105,7 +105,8 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=max(1, math.ceil(settings.shutdown_grace_s)),
     )
     server = AnnouncingServer(config)
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after its orderly shutdown
+    # After its orderly shutdown uvicorn raises the signal again; after a failed start it exits by itself.
+    with suppress(KeyboardInterrupt, SystemExit):
         server.run(sockets=[listener])
     if not server.started:
         fail(f"the server did not start: {app.state.start_error or 'see the log above'}", FAILED)

@@ -1,4 +1,4 @@
-"""An engine of dictionaries: what the HTTP layer, the client and the CLI are tested against, without torch."""
+"""An engine of dictionaries: what HTTP layer, client and command line are tested against, without torch."""
 
 from __future__ import annotations
 
@@ -222,5 +222,3 @@ def _parts(request: RetrieveRequest) -> tuple[AdaptationPart, ...]:
 
 def kinds(queries: Sequence[Query]) -> list[str]:
     return [query.kind for query in queries]
-
-

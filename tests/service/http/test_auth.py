@@ -47,9 +47,7 @@ def settings() -> Settings:
 
 
 @pytest.mark.parametrize(("method", "path"), NEEDS_KEY)
-async def test_route_is_closed_without_the_right_key(
-    http: httpx.AsyncClient, method: str, path: str
-) -> None:
+async def test_route_is_closed_without_the_right_key(http: httpx.AsyncClient, method: str, path: str) -> None:
     missing = await http.request(method, path)
     assert "admin key" in failure(missing, 401, "unauthorized")["message"]
     assert missing.headers["www-authenticate"] == "Bearer"
@@ -65,7 +63,8 @@ async def test_route_is_closed_without_the_right_key(
 
 
 @pytest.mark.parametrize(
-    "headers", [{"Authorization": f"Bearer {KEY}"}, {"X-Attune-Admin-Key": KEY}, {"authorization": f"bearer {KEY}"}]
+    "headers",
+    [{"Authorization": f"Bearer {KEY}"}, {"X-Attune-Admin-Key": KEY}, {"authorization": f"bearer {KEY}"}],
 )
 async def test_right_key_opens_the_routes(http: httpx.AsyncClient, headers: dict[str, str]) -> None:
     assert (await http.get("/admin/streams", headers=headers)).status_code == 200

@@ -63,7 +63,9 @@ async def test_unknown_route_is_404_in_the_one_shape(http: httpx.AsyncClient, pa
     failure(await http.get(path), 404, "unknown_route")
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/retrieve"), ("PATCH", "/galleries"), ("DELETE", "/livez")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/retrieve"), ("PATCH", "/galleries"), ("DELETE", "/livez")]
+)
 async def test_unknown_method_is_405_and_says_which_there_are(
     http: httpx.AsyncClient, method: str, path: str
 ) -> None:
@@ -95,7 +97,9 @@ async def test_one_log_line_a_request_without_its_content(http: httpx.AsyncClien
     with capture_logs() as logs:
         await http.post("/retrieve", json={"queries": [{"text": "private words"}], "stream": "shop-7"})
     (line,) = logs
-    assert {name: line[name] for name in ("event", "route", "method", "status", "stream", "state_version")} == {
+    assert {
+        name: line[name] for name in ("event", "route", "method", "status", "stream", "state_version")
+    } == {
         "event": "request",
         "route": "/retrieve",
         "method": "POST",

@@ -236,7 +236,9 @@ BAD_BODIES: list[tuple[str, bytes, int, str, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "code", "words"), [case[1:] for case in BAD_BODIES], ids=[case[0] for case in BAD_BODIES]
+    ("body", "status", "code", "words"),
+    [case[1:] for case in BAD_BODIES],
+    ids=[case[0] for case in BAD_BODIES],
 )
 async def test_bad_body_is_refused_with_the_place_of_the_mistake(
     http: httpx.AsyncClient, engine: FakeEngine, body: bytes, status: int, code: str, words: str
@@ -296,7 +298,11 @@ async def test_long_name_of_an_unknown_field_is_cut(http: httpx.AsyncClient) -> 
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("text/plain", "'text/plain'"), (None, "no Content-Type"), ("application/x-www-form-urlencoded", "form-data")],
+    [
+        ("text/plain", "'text/plain'"),
+        (None, "no Content-Type"),
+        ("application/x-www-form-urlencoded", "form-data"),
+    ],
 )
 async def test_other_content_types_are_refused(http: httpx.AsyncClient, kind: str | None, words: str) -> None:
     headers = {} if kind is None else {"Content-Type": kind}
@@ -329,9 +335,7 @@ async def test_bad_form_is_refused(http: httpx.AsyncClient, engine: FakeEngine, 
 
 
 async def test_form_that_is_none_is_refused(http: httpx.AsyncClient) -> None:
-    response = await http.post(
-        "/retrieve", content=b"hello", headers={"Content-Type": "multipart/form-data"}
-    )
+    response = await http.post("/retrieve", content=b"hello", headers={"Content-Type": "multipart/form-data"})
     failure(response, 400, "bad_request")
 
 
