@@ -33,19 +33,25 @@ from encoders.transformer_bodies import (
 )
 
 SUPPORTED = ("CLIPModel", "BlipForImageTextRetrieval", "SiglipModel", "VisionTextDualEncoderModel")
-# Settings that change neither weights nor features and differ between library versions and machines.
-_IRRELEVANT_CONFIG = (
-    "_name_or_path",
-    "_attn_implementation",
-    "architectures",
-    "attn_implementation",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "output_attentions",
-    "output_hidden_states",
-    "return_dict",
-    "use_cache",
+# What decides about the features beside the weights. A list of the relevant settings, not of the irrelevant
+# ones: a new release of Transformers adds settings, and stored galleries must not become strangers by that.
+_RELEVANT_CONFIG = (
+    "depth_multiplier",
+    "eos_token_id",
+    "hidden_act",
+    "image_size",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "output_stride",
+    "patch_size",
+    "pooler_act",
+    "projection_dim",
+    "text_config",
+    "tf_padding",
+    "vision_config",
 )
 
 
@@ -203,5 +209,5 @@ def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: _relevant(value) if isinstance(value, Mapping) else value
         for name, value in config.items()
-        if name not in _IRRELEVANT_CONFIG
+        if name in _RELEVANT_CONFIG
     }

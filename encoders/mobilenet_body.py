@@ -97,8 +97,8 @@ def _given_padding(layer: nn.Conv2d) -> Sides:
 def convolve(features: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Conv2d, sides: Sides) -> Tensor:
     """The convolution `layer` with other weights and with padding that may differ between the sides.
 
-    All ways give the same numbers; they differ in speed on a CPU. Measured for a depthwise layer of stride 2 (96
-    channels of 64 x 64, batch 64): a kernel widened with zeros needs half the forward time of padding the
+    All ways give the same numbers; they differ in speed on a CPU. Measured for a depthwise layer of stride 2
+    (96 channels of 64 x 64, batch 64): a kernel widened with zeros needs half the forward time of padding the
     picture, but a slower backward; the bf16 kernel's backward takes six times as long as the fp32 one.
     """
     left, right, above, below = sides

@@ -10,7 +10,10 @@ from __future__ import annotations
 import io
 import math
 import re
+import struct
+import threading
 import warnings
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -28,10 +31,23 @@ MAX_BYTES = 32 * 1024 * 1024
 ResizeMode = Literal["squash", "shortest_edge"]
 Pixels = NDArray[np.uint8]
 
-# What Pillow raises for broken files, over all its decoders: OSError (truncated), SyntaxError (PNG chunks),
-# ValueError/IndexError/KeyError/TypeError/EOFError/OverflowError and struct.error's parent (headers),
-# DecompressionBombError.
-_DECODER_ERRORS = (Exception,)
+# What Pillow's decoders raise for broken files: mostly OSError (truncated) and SyntaxError (PNG chunks), and
+# whatever a header full of nonsense leads them to.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 _CAPTION_PUNCTUATION = re.compile(r'[.!"()*#:;~]')
 _16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -83,6 +99,38 @@ class ImageSpec:
         return cls(**known)
 
 
+class _QuietPillow:
+    """Ignores Pillow's warnings while at least one thread decodes.
+
+    Pillow warns of bombs and odd metadata; the size is checked here and the metadata is not used.
+    `catch_warnings` puts back the filters it found, so two threads that use it side by side can leave them
+    wrong for good: here the first thread in changes them and the last one out restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters: warnings.catch_warnings[None] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._filters is not None:
+                self._filters.__exit__(None, None, None)
+                self._filters = None
+
+
+_quiet_pillow = _QuietPillow()
+
+
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image.Image:
     """Decode a picture to 8-bit RGB, upright, the first frame.
 
@@ -96,9 +144,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_B
     """
     if len(data) > max_bytes:
         raise ImageTooLarge(f"the picture has {len(data)} bytes; at most {max_bytes} are accepted")
-    with warnings.catch_warnings():
-        # Pillow warns of bombs and odd metadata; the size is checked here, the metadata is not used.
-        warnings.simplefilter("ignore")
+    with _quiet_pillow:
         image = _open_header(data)
         width, height = image.size
         if width < 1 or height < 1:

@@ -160,7 +160,7 @@ class ImageTower:
         if not len(items):
             raise EncoderError("an empty batch cannot be encoded")
         batch = torch.from_numpy(np.stack(items)).to(self._device)
-        return self.prepare_tensors(torch.addcmul(self._shift, batch, self._scale))
+        return self.prepare_tensors(batch.to(self._scale.dtype).mul_(self._scale).add_(self._shift))
 
     def prepare_tensors(self, tensor: Tensor) -> Prepared:
         """Pixels [B, 3, H, W] that are already normalised."""

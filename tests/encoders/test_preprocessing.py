@@ -7,7 +7,10 @@ import json
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +78,40 @@ def test_corrupt_picture_is_refused() -> None:
     data[start : start + 400] = bytes(400)
     with pytest.raises(BadImage):
         open_image(bytes(data))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_any_damage_gives_a_picture_or_a_clear_refusal(kind: str) -> None:
+    """Bytes overwritten at seeded places, most of them in the header."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    settings = {} if kind in ("GIF", "BMP") else {"exif": exif}
+    original = encoded(photo(40, 30), kind, **settings)
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(original)
+        limit = min(len(data), int(generator.choice([32, 128, len(data)])))
+        for place in generator.integers(0, limit, size=int(generator.integers(1, 6))):
+            data[place] = int(generator.integers(0, 256))
+        try:
+            assert open_image(bytes(data), max_pixels=10_000_000).mode == "RGB"
+        except BadImage:
+            refused += 1
+    assert refused > 0
+
+
+def test_warning_filters_survive_decoding_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow warns of each of these pictures; that is no error here and leaves no trace in the filters."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    picture = encoded(photo(40, 30))
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(io.BytesIO(picture))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        modes = {image.mode for image in pool.map(open_image, [picture] * 200)}
+    assert modes == {"RGB"}
+    assert list(warnings.filters) == before
 
 
 def test_too_many_bytes_are_refused() -> None:
@@ -260,7 +297,8 @@ def test_impossible_spec_is_refused(settings: dict[str, object]) -> None:
 
 def test_decoding_needs_no_torch() -> None:
     code = "import sys, encoders.preprocessing; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
 
 
