@@ -7,6 +7,9 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from rich.console import Console
+
+_NARROWEST = 130
 _PACKAGES = ("attune", "torch", "transformers", "numpy", "pillow")
 
 
@@ -31,3 +34,9 @@ def machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def make_console() -> Console:
+    """The terminal; a pipe or a file gets lines wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, _NARROWEST))

@@ -28,7 +28,7 @@ from benchmarks.datasets import CaptionedImages, DatasetError, load_split
 from benchmarks.embedding import Progress as Done
 from benchmarks.embedding import default_cache, gallery_embeddings
 from benchmarks.protocol import StreamResult, Task, make_task, prepare_queries, run_method
-from benchmarks.report import machine, versions
+from benchmarks.report import machine, make_console, versions
 from encoders.base import Encoder, EncoderError
 
 _ERRORS = (AdapterError, DatasetError, EncoderError, UnknownShift, FileNotFoundError)
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    console = Console()
+    console = make_console()
     try:
         shifts = _shifts(options.shift, options.direction)
         methods = make_methods(options.method, options.setting)

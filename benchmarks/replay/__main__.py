@@ -13,9 +13,9 @@ from rich.table import Column, Table
 
 from benchmarks.replay.golden import GoldenError
 from benchmarks.replay.run import Replayed, replay_folder
+from benchmarks.report import make_console
 
 _COLOURS = {"ok": "green", "miss": "red", "broken": "red"}
-_NARROWEST = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,9 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="goldens: NAME.npz with NAME.json")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every array's error as JSON")
     options = parser.parse_args(arguments)
-    console = Console()
-    if console.width < _NARROWEST and not console.is_terminal:
-        console = Console(width=_NARROWEST)
+    console = make_console()
     try:
         results = replay_folder(options.folder)
     except GoldenError as error:
