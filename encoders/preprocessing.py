@@ -8,6 +8,7 @@ encoder's device.
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 import struct
@@ -102,7 +103,7 @@ class ImageSpec:
 class _QuietPillow:
     """Ignores Pillow's warnings while at least one thread decodes.
 
-    Pillow warns of bombs and odd metadata; the size is checked here and the metadata is not used.
+    It warns of bombs and odd metadata; the size is checked here and the metadata is not used.
     `catch_warnings` puts back the filters it found, so two threads that use it side by side can leave them
     wrong for good: here the first thread in changes them and the last one out restores them.
     """
@@ -129,6 +130,8 @@ class _QuietPillow:
 
 
 _quiet_pillow = _QuietPillow()
+# Pillow logs some damage at level error; without any handler Python would print that to stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image.Image:
@@ -167,12 +170,19 @@ def _open_header(data: bytes) -> Image.Image:
 def _decode(image: Image.Image) -> Image.Image:
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        return to_rgb(upright)
+        return to_rgb(_upright(image))
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"the picture is too large: {error}") from error
     except _DECODER_ERRORS as error:
         raise BadImage(f"the {image.format} picture is corrupt or truncated: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says; metadata that cannot be read is no reason to refuse the pixels."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODER_ERRORS:
+        return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -80,7 +80,8 @@ def test_missing_folder_is_named() -> None:
             load_encoder(name)
 
 
-def test_unreachable_hub_says_what_to_do() -> None:
+def test_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(EncoderError, match="hub"):
         load_encoder("nobody/nothing-of-this-name")
 

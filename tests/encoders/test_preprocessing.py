@@ -212,6 +212,14 @@ def test_exif_orientation_is_applied() -> None:
     assert image.getpixel((5, 17))[0] < 15
 
 
+def test_unreadable_metadata_does_not_cost_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Image.Image) -> Image.Image:
+        raise SyntaxError("not a TIFF file")
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", broken)
+    assert np.array_equal(np.asarray(open_image(encoded(photo()))), np.asarray(photo()))
+
+
 def test_one_pixel_is_a_picture() -> None:
     values = pixels(open_image(encoded(Image.new("RGB", (1, 1), (9, 8, 7)))), ImageSpec(height=4, width=6))
     assert values.shape == (3, 4, 6)
