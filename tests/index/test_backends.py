@@ -230,6 +230,19 @@ def test_hnsw_stays_good_while_a_third_of_its_rows_come_and_go():
     assert recall(index.search(queries, 10, effort=200)[1], expected) > 0.95
 
 
+def test_what_was_removed_leaves_the_lists_and_a_quarter_of_the_graph_at_most():
+    rows = clustered(400)
+    lists = make_index(IndexSettings(kind="ivf", train_from=100), 16)
+    graph = make_index(IndexSettings(kind="hnsw"), 16)
+    for index in (lists, graph):
+        index.add(rows)
+        index.replace(np.arange(50), clustered(50, seed=1))
+        index.remove(np.arange(10, 250))
+        assert len(index) == 160
+    assert lists._lists.ntotal == 160
+    assert graph._graph.ntotal <= 160 / 0.75
+
+
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_large_masked_search_answers_allowed_rows_only(kind):
     """Above 2,048 allowed rows, where the approximate search runs with a selector."""
@@ -251,6 +264,22 @@ def test_torch_takes_many_queries_in_several_passes(monkeypatch, unit):
     index = make_index(IndexSettings(kind="torch"), D)
     index.add(unit(100))
     check(index, unit(7, seed=2), 5)  # 2 queries a pass
+
+
+def test_torch_looks_for_candidates_among_the_rows_as_they_are_now(unit):
+    """Of 500 rows 40 are scored again, so the first pass must know of each change."""
+    index = make_index(IndexSettings(kind="torch"), D)
+    index.add(unit(500))
+    (query,) = unit(1, seed=4)
+    index.search(query[None], 1)
+    index.replace(np.array([250]), query[None])
+    assert index.search(query[None], 1)[1].tolist() == [[250]]
+    index.remove(np.arange(100, 200))
+    assert index.search(query[None], 1)[1].tolist() == [[150]]
+    index.remove(np.array([150]))
+    assert index.search(query[None], 1)[0][0, 0] < 0.999
+    index.add(query[None])
+    assert index.search(query[None], 1)[1].tolist() == [[399]]
 
 
 def test_torch_refuses_a_device_that_is_not_there():

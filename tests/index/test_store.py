@@ -26,6 +26,7 @@ from index import (
     StorageError,
     StorageFull,
 )
+from index.store import _row_checksum
 
 D = 8
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,6 +200,15 @@ def test_deleted_gallery_leaves_no_file_and_its_name_is_free(store, folder, item
     assert len(store.create("shop", D, "encoder-1", IndexSettings())) == 0
 
 
+def test_log_left_behind_by_an_old_gallery_is_not_applied_to_a_new_one(store, folder, items):
+    log = folder / "shop.sqlite-wal"
+    store.create("shop", D, "encoder-1", IndexSettings()).upsert(items)
+    left_behind = log.read_bytes()
+    store.delete("shop")
+    log.write_bytes(left_behind)
+    assert len(store.create("shop", D, "encoder-1", IndexSettings())) == 0
+
+
 def test_missing_gallery_is_reported(store):
     for call in (store.describe, store.delete, lambda name: store.open(name, "encoder-1")):
         with pytest.raises(GalleryNotFound, match="'shop'"):
@@ -310,6 +320,20 @@ def test_truncated_file_is_damaged(folder, filled):
 def test_changed_row_is_noticed(folder, filled, change):
     sql(filled, f"UPDATE items SET {change} WHERE id = 'item-2'")
     with pytest.raises(GalleryCorrupt, match=r"item 'item-(2|x)' of gallery 'shop' is damaged"):
+        open_shop(folder)
+
+
+def test_vector_moved_to_the_other_modality_is_noticed(folder, filled):
+    sql(filled, "UPDATE items SET text_vector = image_vector, image_vector = NULL WHERE id = 'item-0'")
+    with pytest.raises(GalleryCorrupt, match="item 'item-0'"):
+        open_shop(folder)
+
+
+def test_vector_of_another_size_is_noticed_though_its_checksum_is_right(folder, filled):
+    row = (99, "odd", "{}", None, bytes(28), None)
+    values = (*row, _row_checksum(row))
+    sql(filled, "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", *values)
+    with pytest.raises(GalleryCorrupt, match="item 'odd'"):
         open_shop(folder)
 
 
