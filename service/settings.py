@@ -27,6 +27,8 @@ from pydantic_settings.exceptions import SettingsError
 PREFIX = "ATTUNE_"
 DEFAULT_FILE = Path("attune.toml")
 GALLERY_NAME = r"^[a-z0-9](?:\.?[a-z0-9_-])*\.?$"
+STREAM_NAME = r"^[A-Za-z0-9](?:\.?[A-Za-z0-9_-])*\.?$"
+"""Names become folders and files: no separators, no leading dot, no `..`. Snapshots: as streams."""
 
 OTHER_NAMES: Mapping[str, str] = {
     "ATTUNE_CONFIG": "TOML file with settings (default: attune.toml in the working directory, if present)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 FAILED = 1
 """Exit code: the server refused or could not be reached."""
+_TIMES = frozenset({"created_at", "last_seen"})
 WRONG_USE = 2
 """Exit code: the command itself cannot be carried out (arguments, files, settings)."""
 
@@ -41,6 +43,8 @@ def connected(url: str | None) -> Iterator[Client]:
     except AttuneError as error:
         hint = "; is it running? start it with `attune serve`" if error.code == "unreachable" else ""
         fail(f"{error}{hint}", FAILED)
+    except BrokenPipeError:
+        raise  # the reader of our output is gone (`| head`): no mistake
     except (OSError, ValueError) as error:
         fail(str(error), WRONG_USE)
 
@@ -80,7 +84,7 @@ def show_card(card: Mapping[str, Any], as_json: bool) -> None:
         return
     width = max((len(name) for name in card), default=0)
     for name, value in card.items():
-        typer.echo(f"{name:<{width}}  {_cell(value)}")
+        typer.echo(f"{name:<{width}}  {_cell(name, value)}".rstrip())
 
 
 def show_table(cards: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
@@ -93,15 +97,20 @@ def show_table(cards: Sequence[Mapping[str, Any]], columns: Sequence[str], as_js
 
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for card in cards:
-        table.add_row(*(_cell(card.get(column)) for column in columns))
-    # Piped output is for other programs: never cut to the width of a terminal that is not there.
+        table.add_row(*(_cell(column, card.get(column)) for column in columns))
+    # Piped output is never cut to the width of a terminal that is not there.
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 500)
-    console.print(table)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip())
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
+    if name in _TIMES and isinstance(value, int | float):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

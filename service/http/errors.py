@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from service.errors import ServiceError
 from service.http.responses import json_response
+from service.settings import GALLERY_NAME, STREAM_NAME
 
 MAX_SCHEMA_ERRORS = 20
 MAX_SHOWN_CHARACTERS = 200
@@ -64,6 +65,14 @@ BY_STATUS: Mapping[int, str] = {
     415: "unsupported_media_type",
     422: "invalid_request",
 }
+
+NAME_RULES: Mapping[str, str] = {
+    GALLERY_NAME: "a name has lower-case letters, digits, '.', '_' and '-', starts with a letter or digit "
+    "and holds no '..'",
+    STREAM_NAME: "a name has letters, digits, '.', '_' and '-', starts with a letter or digit "
+    "and holds no '..'",
+}
+"""Patterns in words."""
 
 
 class Refusal(ServiceError):
@@ -141,6 +150,8 @@ def shorten(text: str, characters: int = MAX_SHOWN_CHARACTERS) -> str:
 
 def _schema_error(mistake: Mapping[str, Any]) -> dict[str, str]:
     message = str(mistake["msg"]).removeprefix("Value error, ").removeprefix("Invalid JSON: ")
+    if mistake["type"] == "string_pattern_mismatch":
+        message = NAME_RULES.get(mistake["ctx"]["pattern"], message)
     return {
         "field": field_path(mistake["loc"]),
         "message": shorten(message),

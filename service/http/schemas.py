@@ -10,9 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import Path
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from service.settings import GALLERY_NAME
-
-STREAM_NAME = r"^[A-Za-z0-9](?:\.?[A-Za-z0-9_-])*\.?$"
+from service.settings import GALLERY_NAME, STREAM_NAME
 
 
 def _finite(value: Any) -> Any:

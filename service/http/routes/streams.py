@@ -15,7 +15,6 @@ from service.http.errors import Refusal
 from service.http.openapi import answers, bytes_request, json_request
 from service.http.responses import json_response, no_content
 from service.http.schemas import (
-    STREAM_NAME,
     NewSnapshot,
     SnapshotPath,
     SnapshotShown,
@@ -25,6 +24,7 @@ from service.http.schemas import (
     StreamShown,
     StreamsShown,
 )
+from service.settings import STREAM_NAME
 
 router = APIRouter(prefix="/admin/streams", tags=["streams"], dependencies=[Admin])
 
