@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from encoders.preprocessing import ImageSpec, pixels
 from service.messages import NewItem
+
+if TYPE_CHECKING:
+    from demo.scenes import Scene
 
 
 def demo_items(count: int, spec: ImageSpec) -> list[NewItem]:
@@ -15,14 +17,18 @@ def demo_items(count: int, spec: ImageSpec) -> list[NewItem]:
 
     return [
         NewItem(
-            id=scene.id,
-            text=scene.caption,
-            pixels=pixels(render(scene), spec),
-            payload={"caption": scene.caption, **_plain(scene.attributes)},
+            id=scene.id, text=scene.caption, pixels=pixels(render(scene), spec), payload=_payload(scene)
         )
         for scene in scenes("gallery", count)
     ]
 
 
-def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(attributes)
+def _payload(scene: Scene) -> dict[str, Any]:
+    """Flat lists, so that a filter can ask for {"shapes": "star"}."""
+    return {
+        "caption": scene.caption,
+        "shapes": [thing.shape for thing in scene.things],
+        "colours": [thing.colour for thing in scene.things],
+        "textures": [thing.texture for thing in scene.things],
+        "background": scene.background,
+    }

@@ -1,0 +1,70 @@
+"""A real server for a benchmark: started on a free port with its own data folder, stopped at the end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+
+@contextmanager
+def running_server(
+    *, encoder: str = "demo", url: str | None = None, start_s: float = 120, **settings: object
+) -> Iterator[str]:
+    """The address of a server that is ready: `url` if given, else a new process of `attune serve`.
+
+    `settings` become ATTUNE_ variables. Raises RuntimeError with the server's last words if it does not
+    start.
+    """
+    if url is not None:
+        yield url
+        return
+    with tempfile.TemporaryDirectory(prefix="attune-bench-") as folder:
+        port = _free_port()
+        log = Path(folder) / "server.log"
+        values = {"encoder": encoder, "port": port, "data_folder": f"{folder}/data", **settings}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ATTUNE_")}
+        environment |= {f"ATTUNE_{name.upper()}": str(value) for name, value in values.items()}
+        with log.open("wb") as output:
+            command = [sys.executable, "-m", "service.cli", "serve"]
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        address = f"http://127.0.0.1:{port}"
+        try:
+            _wait_until_ready(address, process, log, start_s)
+            yield address
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path, start_s: float) -> None:
+    until = time.monotonic() + start_s
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            break
+        try:
+            if httpx.get(f"{address}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-3000:]}")
