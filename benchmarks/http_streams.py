@@ -64,12 +64,8 @@ def fill_galleries(client: Client, data: CaptionedImages, progress: Progress) ->
     for name, items in (("captions", captions), ("photos", photos)):
         client.create_gallery(name)
         bar = progress.add_task(f"gallery {name}", total=len(items))
-        client.upsert_items(
-            name,
-            items,
-            batch_size=ADD,
-            on_progress=lambda sent, bar=bar: progress.update(bar, completed=sent),
-        )
+        shown = partial(_show, progress, bar)
+        client.upsert_items(name, items, batch_size=ADD, on_progress=shown)
 
 
 def _show(progress: Progress, bar: TaskID, sent: int) -> None:
@@ -225,9 +221,16 @@ def _table(title: str, runs: Sequence[dict[str, Any]]) -> Table:
         table.add_column(column, justify="right" if column in numbers else "left")
     for run in runs:
         table.add_row(
-            run["shift"], run["direction"], run["method"], run["mode"], str(run["queries"]),
-            f"{run['recall_at_1']:.1f}", f"{run['recall_at_10']:.1f}", str(run["version"]), f"{run['seconds']:.0f}",
-        )  # fmt: skip
+            run["shift"],
+            run["direction"],
+            run["method"],
+            run["mode"],
+            str(run["queries"]),
+            f"{run['recall_at_1']:.1f}",
+            f"{run['recall_at_10']:.1f}",
+            str(run["version"]),
+            f"{run['seconds']:.0f}",
+        )
     return table
 
 
