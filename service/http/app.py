@@ -60,11 +60,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     from service.engine import Engine as RealEngine  # here, because it loads torch
 
     try:
-        app.state.engine = await RealEngine.start(app.state.settings)
+        engine: Engine = await RealEngine.start(app.state.settings)
     except Exception as error:
         app.state.start_error = error
         raise
+    app.state.engine = engine
     try:
         yield
     finally:
-        await app.state.engine.close()
+        await engine.close()

@@ -18,7 +18,7 @@ SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", create_app(Settings(), 
 
 @SCHEMA.parametrize()
 @settings(
-    max_examples=8, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    max_examples=5, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
 def test_answer_to_a_made_up_request_is_documented(case: schemathesis.Case) -> None:
     response = case.call()
