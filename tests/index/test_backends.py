@@ -266,9 +266,14 @@ def test_torch_takes_many_queries_in_several_passes(monkeypatch, unit):
     check(index, unit(7, seed=2), 5)  # 2 queries a pass
 
 
-def test_torch_looks_for_candidates_among_the_rows_as_they_are_now(unit):
-    """Of 500 rows 40 are scored again, so the first pass must know of each change."""
+@pytest.mark.parametrize("shared", [True, False])
+def test_torch_looks_for_candidates_among_the_rows_as_they_are_now(unit, shared):
+    """Of 500 rows 40 are scored again, so the first pass must know of each change.
+
+    Without shared memory, as on a GPU, the second pass has a copy of its own.
+    """
     index = make_index(IndexSettings(kind="torch"), D)
+    index._fine._shares_memory = shared
     index.add(unit(500))
     (query,) = unit(1, seed=4)
     index.search(query[None], 1)

@@ -457,14 +457,15 @@ def test_process_killed_inside_a_change_loses_that_change_only(folder, filled, m
     assert [entry[0] for entry in open_shop(folder)[1]] == [*expected, "acknowledged"]
 
 
-def test_half_made_gallery_is_never_seen(store, folder, monkeypatch):
-    """Killed between the file and its manifest: nothing is listed, and the name stays free."""
+@pytest.mark.parametrize("moment", ["index.store._write_manifest", "pathlib.Path.rename"])
+def test_half_made_gallery_is_never_seen(store, folder, monkeypatch, moment):
+    """Killed before the manifest is written, or before the file has its name: the name stays free."""
 
     def die(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("index.store._write_manifest", die)
+        patch.setattr(moment, die)
         with pytest.raises(KeyboardInterrupt):
             store.create("shop", D, "encoder-1", IndexSettings())
     assert store.names() == []
