@@ -2,7 +2,7 @@
 VisionTextDualEncoder.
 
 Each builder takes the whole frozen model and returns a body (see `towers.py`). Only the pooled token leaves
-the last block. The adaptable norms are those of TCR (arXiv 2410.01349 and its code): of a CLIP or SigLIP text
+the last block. The adaptable norms are those of TCR (arXiv 2410.15624 and its code): of a CLIP or SigLIP text
 tower the blocks' norms but not the final one, of every other tower all norms.
 """
 
