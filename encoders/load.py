@@ -7,6 +7,7 @@ through torch's weights-only reader; code of a repository is never run.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import warnings
 from collections.abc import Iterator, Sequence
@@ -151,6 +152,8 @@ def _model(name: str, model_class: Any, *, local: bool) -> Any:
     import torch
     from safetensors import SafetensorError
 
+    # For a hub model with older weights Transformers would ask a public service to convert them, from a thread.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
         model, report = model_class.from_pretrained(
             _source(name, local=local),
