@@ -152,7 +152,7 @@ def _model(name: str, model_class: Any, *, local: bool) -> Any:
     import torch
     from safetensors import SafetensorError
 
-    # For a hub model with older weights Transformers would ask a public service to convert them, from a thread.
+    # For older weights on the hub Transformers would ask a public service, from a thread, to convert them.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
         model, report = model_class.from_pretrained(
