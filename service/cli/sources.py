@@ -9,6 +9,7 @@ from typing import Any
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 CAPTIONS = "captions.tsv"
+HEADER = ("file", "caption")
 
 
 def read_items(source: Path) -> list[dict[str, Any]]:
@@ -42,18 +43,27 @@ def _of_folder(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _of_captions(file: Path) -> Iterator[dict[str, Any]]:
-    """FILE<TAB>CAPTION lines; files are relative to the TSV's folder."""
-    seen: set[str] = set()
+    """FILE<TAB>CAPTION lines, after a header line `file<TAB>caption` or without one.
+
+    Files are relative to the TSV's folder. Several lines of one file make one item: its text is the first
+    caption, its payload has all.
+    """
+    captions: dict[str, list[str]] = {}
     for place, line in _lines(file):
         name, tab, caption = line.partition("\t")
         name, caption = Path(name.strip()).as_posix(), caption.strip()
+        if not captions and (name.lower(), caption.lower()) == HEADER:
+            continue
         if not tab or not caption:
             raise ValueError(f"{place}: a line is FILE<TAB>CAPTION")
-        path = file.parent / name
-        if not path.is_file():
-            raise ValueError(f"{place}: there is no file {path}")
-        _refuse_twice(seen, name, place)
-        yield {"id": name, "image": path, "text": caption, "payload": {"file": name, "caption": caption}}
+        if not (file.parent / name).is_file():
+            raise ValueError(f"{place}: there is no file {file.parent / name}")
+        captions.setdefault(name, []).append(caption)
+    for name, known in captions.items():
+        payload: dict[str, Any] = {"file": name, "caption": known[0]}
+        if len(known) > 1:
+            payload["captions"] = known
+        yield {"id": name, "image": file.parent / name, "text": known[0], "payload": payload}
 
 
 def _of_jsonl(file: Path) -> Iterator[dict[str, Any]]:
@@ -88,5 +98,5 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
 
 def _refuse_twice(seen: set[str], id: str, place: str) -> None:
     if id in seen:
-        raise ValueError(f"{place}: {id!r} is there twice; an item has one caption")
+        raise ValueError(f"{place}: {id!r} is there twice")
     seen.add(id)

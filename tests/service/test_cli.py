@@ -148,6 +148,18 @@ def test_gallery_is_filled_from_a_folder_with_captions(
     assert stored["sub/b.PNG"].payload == {"file": "sub/b.PNG"}
 
 
+def test_several_captions_of_a_file_make_one_item_and_a_header_is_no_item(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "captions.tsv").write_text("file\tcaption\na.png\ta red scene\na.png\tsomething red\n")
+    (item,) = read_items(tmp_path)
+    assert item["text"] == "a red scene"
+    assert item["payload"] == {
+        "file": "a.png",
+        "caption": "a red scene",
+        "captions": ["a red scene", "something red"],
+    }
+
+
 def test_gallery_is_filled_from_jsonl(cli: Attune, engine: FakeEngine, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     lines = [
@@ -166,7 +178,6 @@ def test_gallery_is_filled_from_jsonl(cli: Attune, engine: FakeEngine, tmp_path:
     [
         ("captions.tsv", "a.png", r"captions\.tsv:1: a line is FILE<TAB>CAPTION"),
         ("captions.tsv", "\nnone.png\twords", r"captions\.tsv:2: there is no file"),
-        ("captions.tsv", "a.png\tone\na.png\ttwo", r"captions\.tsv:2: 'a\.png' is there twice"),
         ("items.jsonl", '{"id": "a", "text": "x"}\n{', r"items\.jsonl:2: "),
         ("items.jsonl", '{"text": "x"}', r"items\.jsonl:1: a line is a JSON object"),
         ("items.jsonl", '{"id": "a", "image": "none.png"}', "there is no file"),
