@@ -28,7 +28,7 @@ def running_server(
         yield url
         return
     with tempfile.TemporaryDirectory(prefix="attune-bench-") as folder:
-        port = _free_port()
+        port = free_port()
         log = Path(folder) / "server.log"
         values = {"encoder": encoder, "port": port, "data_folder": f"{folder}/data", **settings}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ATTUNE_")}
@@ -38,7 +38,7 @@ def running_server(
             process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         address = f"http://127.0.0.1:{port}"
         try:
-            _wait_until_ready(address, process, log, start_s)
+            wait_until_ready(address, process, log, start_s)
             yield address
         finally:
             process.terminate()
@@ -49,14 +49,14 @@ def running_server(
                 process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path, start_s: float) -> None:
+def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path, start_s: float) -> None:
     until = time.monotonic() + start_s
     while time.monotonic() < until:
         if process.poll() is not None:
