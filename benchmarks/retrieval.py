@@ -81,13 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[red]{error}[/red]", highlight=False)
         return 2
     cache = None if options.no_cache else options.cache
+    results: list[StreamResult] = []
     with _progress(console) as progress:
         gallery = _gallery(progress, encoder, task, cache)
-        results = _run(progress, encoder, task, gallery, shifts, methods, options)
+        for result in _streams(progress, encoder, task, gallery, shifts, methods, options):
+            results.append(result)
+            progress.console.print(_line(result), highlight=False)
+            # After every stream: hours of work are not lost with an interruption.
+            if options.json:
+                _write(options.json, _document(encoder, task, methods, results, options))
     console.print(_table(results, f"{encoder.name}, {options.split} {options.direction}"))
-    if options.json:
-        document = _document(encoder, task, methods, results, options)
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
     return 0
 
 
@@ -156,19 +159,22 @@ def _progress(console: Console) -> Iterator[Progress]:
         yield progress
 
 
-def _done(progress: Progress, title: str, total: int) -> Done:
+@contextmanager
+def _bar(progress: Progress, title: str, total: int) -> Iterator[Done]:
+    """A line that shows how far it is, and goes when it is finished."""
     line = progress.add_task(title, total=total)
-    return lambda count: progress.advance(line, count)
+    yield lambda count: progress.advance(line, count)
+    progress.remove_task(line)
 
 
 def _gallery(progress: Progress, encoder: Encoder, task: Task, cache: Path | None) -> Tensor:
     data: CaptionedImages = task.data
     total = len(data.captions) if task.gallery_modality == "text" else len(data.images)
-    done = _done(progress, "gallery", total)
-    return gallery_embeddings(encoder, data, task.gallery_modality, cache=cache, done=done)
+    with _bar(progress, "gallery", total) as done:
+        return gallery_embeddings(encoder, data, task.gallery_modality, cache=cache, done=done)
 
 
-def _run(
+def _streams(
     progress: Progress,
     encoder: Encoder,
     task: Task,
@@ -176,22 +182,17 @@ def _run(
     shifts: Sequence[Shift],
     methods: Sequence[Method],
     options: argparse.Namespace,
-) -> list[StreamResult]:
-    results = []
+) -> Iterator[StreamResult]:
+    """Every shift with every method, one result after the other; a shift's queries are prepared once."""
     total = len(task.numbers)
     for shift in shifts:
-        items = prepare_queries(
-            task,
-            encoder,
-            shift,
-            seed=options.seed,
-            scale=options.scale_blur,
-            done=_done(progress, f"{shift}: preparing", total),
-        )
+        with _bar(progress, f"{shift}: preparing", total) as done:
+            items = prepare_queries(
+                task, encoder, shift, seed=options.seed, scale=options.scale_blur, done=done
+            )
         for method in methods:
-            done = _done(progress, f"{shift}: {method.name}", total)
-            results.append(
-                run_method(
+            with _bar(progress, f"{shift}: {method.name}", total) as done:
+                result = run_method(
                     encoder=encoder,
                     task=task,
                     shift=shift,
@@ -201,8 +202,22 @@ def _run(
                     batch_size=options.batch,
                     done=done,
                 )
-            )
-    return results
+            yield result
+
+
+def _line(result: StreamResult) -> str:
+    metrics = result.metrics
+    return (
+        f"{result.shift}, {result.method}: R@1 {metrics['r1']:.1f}, R@10 {metrics['r10']:.1f}, "
+        f"mAP {metrics['map']:.1f}, {result.ms_per_batch:.0f} ms per batch"
+    )
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    """Complete or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n")
+    partial.replace(path)
 
 
 def ratio_to_source(result: StreamResult, results: Sequence[StreamResult]) -> float | None:
