@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from encoders.preprocessing import ImageSpec, pixels
+from encoders.base import Encoder
 from service.messages import NewItem
 
 if TYPE_CHECKING:
     from demo.scenes import Scene
 
 
-def demo_items(count: int, spec: ImageSpec) -> list[NewItem]:
-    """`count` scenes of the demo's gallery split, each with its picture and its caption."""
-    from demo.scenes import render, scenes
+def demo_items(count: int, encoder: Encoder) -> list[NewItem]:
+    """`count` scenes of the demo's gallery split, each with the vectors of its picture and its caption."""
+    from demo.gallery import load_vectors, make_vectors
+    from demo.scenes import scenes
 
+    made = scenes("gallery", count)
+    vectors = load_vectors(count, encoder.fingerprint) or make_vectors(encoder, made)
     return [
         NewItem(
-            id=scene.id, text=scene.caption, pixels=pixels(render(scene), spec), payload=_payload(scene)
+            id=scene.id,
+            text=scene.caption,
+            embeddings={"image": vectors.image[row], "text": vectors.text[row]},
+            payload=_payload(scene),
         )
-        for scene in scenes("gallery", count)
+        for row, scene in enumerate(made)
     ]
 
 

@@ -141,7 +141,7 @@ class Engine:
         self.why_not_ready = "building the demo gallery"
         await self.create_gallery(settings.default_gallery, None)
         loop = asyncio.get_running_loop()
-        items = await loop.run_in_executor(None, demo_items, wanted, self.image_spec)
+        items = await loop.run_in_executor(None, demo_items, wanted, self._encoder)
         for start in range(0, len(items), _DEMO_CHUNK):
             await self.upsert_items(settings.default_gallery, items[start : start + _DEMO_CHUNK])
 
