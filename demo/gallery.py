@@ -1,8 +1,8 @@
 """The demo gallery's vectors, made ahead so that a fresh server starts at once.
 
-`python -m demo.gallery` renders the scenes of split "gallery", encodes pictures and captions with the demo
-encoder, and writes `gallery.safetensors` beside the weights. The file names the encoder's fingerprint; with any
-other encoder it is of no use, and `load_vectors` says so by returning None.
+`python -m demo.gallery` renders the scenes of split "gallery", encodes pictures and captions with the
+demo encoder, and writes `gallery.safetensors` beside the weights. The file names the encoder's
+fingerprint; with any other encoder it is of no use, and `load_vectors` says so by returning None.
 """
 
 from __future__ import annotations

@@ -252,7 +252,8 @@ class Engine:
         vector = query.embedding
         if vector.shape != (self.dimension,):
             raise BadRequest(
-                f"query {position}: the embedding has {vector.size} numbers, this encoder's have {self.dimension}",
+                f"query {position}: the embedding has {vector.size} numbers, "
+                f"this encoder's have {self.dimension}",
                 code="bad_embedding",
             )
         if not np.isfinite(vector).all() or not np.any(vector):
@@ -458,7 +459,8 @@ def _target(asked: AskedTarget, kind: QueryKind, card: GalleryCard) -> Target:
     if asked != "auto":
         if asked not in card.targets:
             raise BadRequest(
-                f"gallery {card.name!r} has no {asked} vectors; it has {', '.join(card.targets) or 'no items'}",
+                f"gallery {card.name!r} has no {asked} vectors; "
+                f"it has {', '.join(card.targets) or 'no items'}",
                 code="empty_target",
             )
         return asked

@@ -41,5 +41,5 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for chatty in ("httpx", "httpcore", "PIL", "urllib3", "filelock"):
+    for chatty in ("httpx", "httpcore", "PIL", "urllib3", "filelock", "faiss"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
