@@ -21,6 +21,7 @@ import structlog
 from encoders.base import Encoder
 from encoders.preprocessing import ImageSpec
 from index.base import GalleryNotFound
+from index.filters import compile_filter
 from index.store import GalleryStore
 from service.errors import BadRequest, Conflict, DeadlineExceeded
 from service.galleries import Galleries, GalleryCard
@@ -205,6 +206,8 @@ class Engine:
     ) -> tuple[list[RetrieveJob], list[tuple[int, ...]]]:
         """One job for each kind of query and batch; and which queries of the request it holds."""
         card = self._card(request.gallery or self._settings.default_gallery)
+        if request.filter is not None:
+            compile_filter(request.filter)  # here, where only this request can fail by it
         mode = self._mode(request)
         timeout_s = self._settings.request_timeout_s
         if request.deadline_ms is not None:
@@ -385,7 +388,7 @@ class Engine:
             "delete_items": galleries.delete_items,
             "get_item": galleries.get_item,
             "list_items": galleries.list_items,
-            "list_streams": lambda: [streams.find(name).describe() for name in streams.names()],
+            "list_streams": streams.describe_all,
             "describe_stream": lambda name: streams.find(name).describe(),
             "configure_stream": configure_stream,
             "reset_stream": lambda name: streams.reset(name).describe(),

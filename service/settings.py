@@ -132,6 +132,12 @@ class Settings(BaseSettings):
         ge=1,
         description="Most queries that one track gathers; beyond, the oldest leave without adapting.",
     )
+    gather_total_items: int = Field(
+        4096,
+        ge=1,
+        description="Most queries gathered by all streams together; beyond, the longest waiting gathering "
+        "leaves without adapting.",
+    )
     answer_before_last_update: bool = Field(
         True,
         description="In `sync`, answer before the last update of the batch, which cannot change the answer.",
@@ -188,6 +194,7 @@ class Settings(BaseSettings):
                 "set ATTUNE_ADMIN_KEY, or listen on 127.0.0.1"
             )
         _at_most(self, "batch_size", "gather_capacity_items")
+        _at_most(self, "gather_capacity_items", "gather_total_items")
         _at_most(self, "max_queries_per_request", "queue_capacity_items")
         return self
 

@@ -144,6 +144,11 @@ class StreamStore:
         on_disk = {path.name.removesuffix(_SUFFIX) for path in self._folder.glob(f"*{_SUFFIX}")}
         return sorted(on_disk | set(self._held))
 
+    def describe_all(self) -> list[dict[str, Any]]:
+        """Every stream, by name. Those on disk are read but not taken into memory."""
+        found = (self._held.get(name) or self._load(name) for name in self.names())
+        return [stream.describe() for stream in found if stream is not None]
+
     def find(self, name: str) -> Stream:
         """The stream, from memory or disk. Raises NotFound."""
         check_stream_name(name)

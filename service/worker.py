@@ -381,6 +381,21 @@ class Worker:
             track.shed += surplus
             self._metrics.count_adaptation(stream.method_name, "shed", surplus)
         self._gathering[(stream.name, track.name)] = (stream, track)
+        self._bound_gathering()
+
+    def _bound_gathering(self) -> None:
+        """All gatherings together stay below a limit: the one that waits longest leaves without adapting."""
+        settings = self._settings
+        while len(self._gathering) * settings.gather_capacity_items > settings.gather_total_items:
+            if (
+                sum(len(track.gathered) for _, track in self._gathering.values())
+                <= settings.gather_total_items
+            ):
+                return
+            stream, track = self._gathering.pop(next(iter(self._gathering)))
+            track.shed += len(track.gathered)
+            self._metrics.count_adaptation(stream.method_name, "shed", len(track.gathered))
+            track.gathered = []
 
     def _gathered(self, count: int) -> str:
         size = self._settings.batch_size

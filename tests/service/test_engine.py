@@ -13,7 +13,7 @@ import torch
 
 from adapters.base import BadSettings, StateMismatch, UnknownMethod
 from adapters.state import AdaptationState
-from index.base import FingerprintMismatch, GalleryNotFound
+from index.base import BadFilter, FingerprintMismatch, GalleryNotFound
 from service.engine import Engine, running_engine
 from service.errors import (
     BadRequest,
@@ -165,6 +165,26 @@ async def test_a_gathering_below_the_minimum_waits(engine: Engine) -> None:
     await asyncio.sleep(0.2)
     track = (await engine.describe_stream("few"))["tracks"][0]
     assert (track["version"], track["gathered"]) == (0, 3)
+
+
+async def test_gatherings_together_stay_below_their_limit(settings: Callable[..., Settings]) -> None:
+    changed = settings(gather_max_age_s=1000, gather_capacity_items=16, gather_total_items=20)
+    async with running_engine(changed, encoder=ToyEncoder()) as engine:
+        await fill(engine)
+        for stream in ("a", "b", "c"):
+            await ask(engine, pictures(8), adapt="async", stream=stream)
+        tracks = {s["name"]: s["tracks"][0] for s in await engine.list_streams()}
+        assert [(tracks[n]["gathered"], tracks[n]["shed"]) for n in "abc"] == [(0, 8), (8, 0), (8, 0)]
+
+
+async def test_a_bad_filter_fails_its_own_request_only(engine: Engine) -> None:
+    good, bad = await asyncio.gather(
+        ask(engine, texts(2), adapt="off"),
+        ask(engine, texts(2), adapt="off", filter={"n": {"sideways": 1}}),
+        return_exceptions=True,
+    )
+    assert isinstance(good, RetrieveAnswer)
+    assert isinstance(bad, BadFilter)
 
 
 async def test_auto_is_sync_for_large_requests_and_async_for_small_ones(engine: Engine) -> None:
