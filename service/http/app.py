@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from service.http.engine import Engine
@@ -29,7 +30,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
 
     Without `engine`, one is started with the application and closed with it; a given one stays its owner's.
     """
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs from this server's own files, so that it also works without the internet
         title="Attune",
         version=VERSION,
         description=DESCRIPTION,
