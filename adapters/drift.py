@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from adapters.losses import modality_gap, softmax_entropy, source_likeness
+from adapters.memory import read_memory
+from adapters.state import AdaptationState
 
 
 @torch.no_grad()
@@ -31,3 +33,15 @@ def batch_drift(queries: Tensor, candidates: Tensor, *, temperature: float) -> M
         "entropy_nats": softmax_entropy(queries @ candidates.T / temperature).mean(),
         "source_likeness": source_likeness(queries, candidates).mean(),
     }
+
+
+@torch.no_grad()
+def drift_against_memory(
+    state: AdaptationState, queries: Tensor, candidates: Tensor, *, temperature: float
+) -> Mapping[str, Tensor]:
+    """`batch_drift`, and the remembered gap that the batch's gap is meant to come back to."""
+    figures = dict(batch_drift(queries, candidates, temperature=temperature))
+    memory = read_memory(state)
+    if memory is not None:
+        figures["modality_gap_target"] = memory.gap()
+    return figures

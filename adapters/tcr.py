@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapters.base import Forward, StepReport, at_least_fp32
-from adapters.drift import batch_drift
+from adapters.drift import drift_against_memory
 from adapters.losses import modality_gap, noise_robust_entropy, uniformity
 from adapters.memory import read_memory, remember
 from adapters.optimizer import AdamWSettings, adamw_step, all_finite, gradients
@@ -132,11 +132,6 @@ class TCR:
         losses = {name: value.detach() for name, value in terms.items()}
         return StepReport(losses=losses, applied=True, finite=finite)
 
-    @torch.no_grad()
     def drift(self, state: AdaptationState, forward: Forward) -> Mapping[str, Tensor]:
         queries = at_least_fp32(forward.queries.detach())
-        figures = dict(batch_drift(queries, forward.candidates, temperature=self.settings.temperature))
-        memory = read_memory(state)
-        if memory is not None:
-            figures["modality_gap_target"] = memory.gap()
-        return figures
+        return drift_against_memory(state, queries, forward.candidates, temperature=self.settings.temperature)

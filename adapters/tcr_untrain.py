@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapters.base import Forward, StepReport, at_least_fp32
-from adapters.drift import batch_drift
+from adapters.drift import drift_against_memory
 from adapters.losses import modality_gap
 from adapters.memory import read_memory, remember
 from adapters.settings import MethodSettings
@@ -100,11 +100,6 @@ class TCRUntrain:
         """There is nothing to train; the batch counts as applied because the memory has seen it."""
         return StepReport(applied=True)
 
-    @torch.no_grad()
     def drift(self, state: AdaptationState, forward: Forward) -> Mapping[str, Tensor]:
         queries = at_least_fp32(forward.queries.detach())
-        figures = dict(batch_drift(queries, forward.candidates, temperature=self.settings.temperature))
-        memory = read_memory(state)
-        if memory is not None:
-            figures["modality_gap_target"] = memory.gap()
-        return figures
+        return drift_against_memory(state, queries, forward.candidates, temperature=self.settings.temperature)

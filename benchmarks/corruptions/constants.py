@@ -27,8 +27,6 @@ MOTION_ANGLE_DEGREES = (-45.0, 45.0)
 FOG_STRENGTH = (1.5, 2.0, 2.5, 2.5, 3.0)
 FOG_WIBBLE_DECAY = (2.0, 2.0, 1.7, 1.5, 1.4)
 FOG_WIBBLE = 100.0
-FOG_MAP_SIZE = 256
-"""Side of the plasma map; larger pictures take the next power of two."""
 BRIGHTNESS_ADDED = (0.1, 0.2, 0.3, 0.4, 0.5)
 CONTRAST_FACTOR = (0.4, 0.3, 0.2, 0.1, 0.05)
 PIXELATE_FACTOR = (0.6, 0.5, 0.4, 0.3, 0.25)
