@@ -69,7 +69,9 @@ def _modality(golden: Golden) -> Modality:
 
 
 def _weights(golden: Golden) -> dict[str, Tensor]:
-    """The state dict in the golden that `constants.weights` names, of the same folder."""
+    """The state dict in the golden that `constants.weights` names, or else in the folder's only clip_weights*."""
     file = str(golden.constants.get("weights", "clip_weights.npz")).split(" ")[0]
-    beside = load_golden((golden.folder / file).with_suffix(".json"))
+    named = (golden.folder / file).with_suffix(".json")
+    others = sorted(golden.folder.glob("clip_weights*.json"))
+    beside = load_golden(others[0] if not named.exists() and len(others) == 1 else named)
     return {name: torch.from_numpy(array) for name, array in beside.arrays.items()}
