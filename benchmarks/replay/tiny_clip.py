@@ -69,7 +69,7 @@ def _modality(golden: Golden) -> Modality:
 
 
 def _weights(golden: Golden) -> dict[str, Tensor]:
-    """The state dict in the golden that `constants.weights` names, or else in the folder's only clip_weights*."""
+    """The state dict that `constants.weights` names, or else the only clip_weights* of the folder."""
     file = str(golden.constants.get("weights", "clip_weights.npz")).split(" ")[0]
     named = (golden.folder / file).with_suffix(".json")
     others = sorted(golden.folder.glob("clip_weights*.json"))
