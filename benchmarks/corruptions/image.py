@@ -3,7 +3,7 @@
 Every function takes x float64 [H, W, 3] in [0, 1], a severity 1..5 and a generator, and gives [H, W, 3] that
 the caller clips. What is drawn depends on the generator alone, so a seed repeats a picture exactly.
 Differences from ImageNet-C's release:
-  * whole pictures instead of 224 x 224 crops;
+  * whole pictures instead of 224 x 224 crops, and a fog map of the next power of two;
   * convolutions by FFT with reflected borders, motion by a sampled line instead of ImageMagick's;
   * `scale` shrinks blur radii by shorter side / 224, for pictures that are smaller than the constants assume.
 """

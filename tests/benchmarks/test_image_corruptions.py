@@ -248,3 +248,20 @@ def test_a_clean_shift_changes_nothing() -> None:
     shift, rng = Shift.parse("clean"), np.random.default_rng(0)
     assert np.array_equal(shift.image(picture(), rng), picture())
     assert shift.text("A dog .", rng) == "A dog ."
+
+
+def test_fog_adds_the_cloud_and_keeps_the_brightest_value() -> None:
+    """Grey x = 0.4 at severity 2: (0.4 + 2 p) * 0.4 / 2.4, p the top left of a 256 x 256 cloud."""
+    grey = np.full((224, 200, 3), 102, np.uint8)
+    cloud = plasma(256, 2.0, np.random.default_rng(9))[:224, :200]
+    expected = (0.4 + 2.0 * cloud) * 0.4 / 2.4 * 255
+    foggy = corrupted("fog", 2, seed=9, image=grey)
+    assert np.abs(foggy - expected[:, :, None]).max() <= 0.51
+
+
+def test_fog_spans_a_small_picture_as_it_does_a_large_one() -> None:
+    """The cloud is as large as the picture, so light and dark both occur in it."""
+    for side in (16, 64, 224):
+        grey = np.full((side, side, 3), 102, np.uint8)
+        spans = [np.ptp(corrupted("fog", 1, seed=seed, image=grey).astype(int)) for seed in range(5)]
+        assert np.mean(spans) > 50
