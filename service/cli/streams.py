@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +19,20 @@ from service.cli.common import (
 )
 
 app = typer.Typer(help="Streams: what was learnt from whose queries.", no_args_is_help=True)
+_TRACK = (
+    "gallery",
+    "direction",
+    "version",
+    "applied",
+    "skipped",
+    "undone",
+    "gathered",
+    "memory_size",
+    "gap",
+    "target gap",
+    "uniformity",
+    "entropy",
+)
 Name = Annotated[str, typer.Argument(help="The stream.")]
 
 
@@ -32,7 +47,7 @@ def list_(url: Url = None, as_json: AsJson = False) -> None:
 def show(name: Name, url: Url = None, as_json: AsJson = False) -> None:
     """One stream with its tracks and drift."""
     with connected(url) as client:
-        show_card(client.describe_stream(name), as_json)
+        _show(client.describe_stream(name), as_json)
 
 
 @app.command("set")
@@ -48,14 +63,14 @@ def set_(
     """Set a stream's method; a change of the method drops what was learnt."""
     settings = parse_assignments(setting or []) or None
     with connected(url) as client:
-        show_card(client.configure_stream(name, method=method, settings=settings), as_json)
+        _show(client.configure_stream(name, method=method, settings=settings), as_json)
 
 
 @app.command()
 def reset(name: Name, url: Url = None, as_json: AsJson = False) -> None:
     """Back to the source model."""
     with connected(url) as client:
-        show_card(client.reset_stream(name), as_json)
+        _show(client.reset_stream(name), as_json)
 
 
 @app.command()
@@ -69,3 +84,24 @@ def delete(
     confirm(f"Delete stream {name}{' with its snapshots' if force else ''}?", yes)
     with connected(url) as client:
         client.delete_stream(name, force=force)
+
+
+def _show(stream: Mapping[str, Any], as_json: bool) -> None:
+    """The stream line by line, then its tracks as a table: one row for each gallery and direction."""
+    if as_json:
+        show_card(stream, as_json)
+        return
+    show_card({name: value for name, value in stream.items() if name != "tracks"}, False)
+    rows = [{**track, **_drift(track.get("drift") or {})} for track in stream.get("tracks", ())]
+    if rows:
+        typer.echo("")
+        show_table(rows, _TRACK, False)
+
+
+def _drift(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "gap": figures.get("modality_gap"),
+        "target gap": figures.get("modality_gap_target"),
+        "uniformity": figures.get("uniformity"),
+        "entropy": figures.get("entropy_nats"),
+    }
