@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from service.cli.common import AsJson, Url, Yes, confirm, connected, show_card, show_table
+from service.cli.streams import show_stream
 
 app = typer.Typer(help="Snapshots of streams.", no_args_is_help=True)
 Stream = Annotated[str, typer.Argument(help="The stream.")]
@@ -39,7 +40,7 @@ def create(
 def restore(stream: Stream, name: Name, url: Url = None, as_json: AsJson = False) -> None:
     """Put a snapshot in the place of the stream's states."""
     with connected(url) as client:
-        show_card(client.restore_snapshot(stream, name), as_json)
+        show_stream(client.restore_snapshot(stream, name), as_json)
 
 
 @app.command()

@@ -47,7 +47,7 @@ def list_(url: Url = None, as_json: AsJson = False) -> None:
 def show(name: Name, url: Url = None, as_json: AsJson = False) -> None:
     """One stream with its tracks and drift."""
     with connected(url) as client:
-        _show(client.describe_stream(name), as_json)
+        show_stream(client.describe_stream(name), as_json)
 
 
 @app.command("set")
@@ -63,14 +63,14 @@ def set_(
     """Set a stream's method; a change of the method drops what was learnt."""
     settings = parse_assignments(setting or []) or None
     with connected(url) as client:
-        _show(client.configure_stream(name, method=method, settings=settings), as_json)
+        show_stream(client.configure_stream(name, method=method, settings=settings), as_json)
 
 
 @app.command()
 def reset(name: Name, url: Url = None, as_json: AsJson = False) -> None:
     """Back to the source model."""
     with connected(url) as client:
-        _show(client.reset_stream(name), as_json)
+        show_stream(client.reset_stream(name), as_json)
 
 
 @app.command()
@@ -86,7 +86,7 @@ def delete(
         client.delete_stream(name, force=force)
 
 
-def _show(stream: Mapping[str, Any], as_json: bool) -> None:
+def show_stream(stream: Mapping[str, Any], as_json: bool) -> None:
     """The stream line by line, then its tracks as a table: one row for each gallery and direction."""
     if as_json:
         show_card(stream, as_json)
