@@ -83,9 +83,9 @@ class AdaptationState:
 
     def to(self, device: torch.device | str) -> AdaptationState:
         moved = self.clone()
-        for group in _groups(moved):
+        for prefix, group in zip(_PREFIXES, _groups(moved), strict=True):
             for name, value in group.items():
-                group[name] = value.to(device)
+                group[name] = value.to(_home(prefix, device))
         return moved
 
     def byte_size(self) -> int:
@@ -102,6 +102,11 @@ def _groups(state: AdaptationState) -> Iterable[dict[str, Tensor]]:
 
 
 _PREFIXES = ("parameters/", "steps/", "exp_avg/", "exp_avg_sq/", "tensors/")
+
+
+def _home(prefix: str, device: torch.device | str) -> torch.device | str:
+    """Step counts stay on the host: AdamW reads them there without waiting for the device."""
+    return "cpu" if prefix == "steps/" else device
 
 
 def pack_states(states: Mapping[str, AdaptationState], *, header: Mapping[str, Any]) -> bytes:
@@ -155,7 +160,7 @@ def unpack_states(
     try:
         for position, (key, plain) in enumerate(document["states"].items()):
             groups = [
-                {name: tensors[f"{position}/{prefix}{name}"].to(device) for name in names}
+                {name: tensors[f"{position}/{prefix}{name}"].to(_home(prefix, device)) for name in names}
                 for prefix, names in zip(_PREFIXES, plain["names"], strict=True)
             ]
             states[key] = AdaptationState(
