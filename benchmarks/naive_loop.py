@@ -80,7 +80,7 @@ class NaiveTCR:
         return rem + uniformity + (gap - target).square()
 
 
-def naive_tcr(folder: Path, modality: Modality, gallery: Tensor, spec: ImageSpec) -> NaiveTCR:
+def naive_tcr(folder: Path, modality: Modality, gallery: Tensor) -> NaiveTCR:
     """The loop over the stock model of `folder`; batches are what `stock_batch` makes."""
     from transformers import AutoModel
 

@@ -126,7 +126,7 @@ def _runners(
     encoders: dict[str, Encoder],
 ) -> list[Runner]:
     spec = encoders["fp32"].image_spec
-    naive = naive_tcr(folder, task.query_modality, vectors, spec)
+    naive = naive_tcr(folder, task.query_modality, vectors)
     stock = stock_batches(folder, task.query_modality, items, BATCH, spec)
 
     def loop(number: int) -> tuple[torch.Tensor, float, float]:
