@@ -206,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     found = measure(asked)
-    out = Console()
+    out = Console(width=None if sys.stdout.isatty() else 120)
     out.print(_table("one stream at a time", found["runs"]))
     if "together" in found:
         out.print(_table("two streams at the same time", found["together"]))

@@ -186,6 +186,8 @@ class Engine:
             "default_method": self._settings.default_method,
             "default_gallery": self._settings.default_gallery,
             "queue": {"items": self._queue.depth(), "capacity": self._settings.queue_capacity_items},
+            "worker": self._worker.stats(),
+            "streams_in_memory": self._streams.count(),
         }
 
     # -- queries ------------------------------------------------------------------------------------

@@ -144,6 +144,17 @@ class Worker:
         self._queue.close()
         self._thread.join()
 
+    def stats(self) -> dict[str, Any]:
+        """What the worker is at. May be called from any thread.
+
+        adapting  none; sync: an adaptation (or gallery encoding) that a client waits for; background
+        due       gatherings that hold a full batch and wait for their turn
+        """
+        adapting = "sync" if self._foreground is not None else "background" if self._background else "none"
+        gatherings = list(self._gathering.values())
+        due = sum(len(track.gathered) >= self._settings.batch_size for _, track in gatherings)
+        return {"adapting": adapting, "gatherings": len(gatherings), "due": due}
+
     # -- the loop -----------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -190,18 +201,15 @@ class Worker:
 
     def _idle_for_s(self) -> float:
         """Until the next gathering falls due, at most _IDLE_S."""
-        if not self._gathering:
-            return _IDLE_S
-        age = self._settings.gather_max_age_s
-        due = min(
-            (
-                track.gathered_since + age
-                for _, track in self._gathering.values()
-                if len(track.gathered) >= self._settings.gather_min_items
-            ),
-            default=time.monotonic() + _IDLE_S,
-        )
-        return min(max(due - time.monotonic(), 0.0), _IDLE_S)
+        settings = self._settings
+        now = time.monotonic()
+        idle_s = _IDLE_S
+        for _, track in self._gathering.values():
+            if len(track.gathered) >= settings.batch_size:
+                return 0.0
+            if len(track.gathered) >= settings.gather_min_items:
+                idle_s = min(idle_s, track.gathered_since + settings.gather_max_age_s - now)
+        return max(idle_s, 0.0)
 
     def _finished(self) -> bool:
         """After `stop`: nothing waits and nothing is under way, or the grace is over."""

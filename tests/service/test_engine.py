@@ -153,6 +153,23 @@ async def test_async_answers_at_once_and_adapts_in_the_background(engine: Engine
     assert later.parts[0].adaptation.state_version == 1
 
 
+async def test_full_batches_adapt_one_after_the_other_without_a_pause(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.worker._IDLE_S", 1000.0)
+    changed = settings(gather_max_age_s=1000, gather_capacity_items=64)
+    async with running_engine(changed, encoder=ToyEncoder()) as engine:
+        await fill(engine)
+        await asyncio.gather(
+            *(ask(engine, pictures(16, start=16 * n), adapt="async", stream="s") for n in range(4))
+        )
+        for _ in range(500):
+            if engine.describe_models()["worker"] == {"adapting": "none", "gatherings": 0, "due": 0}:
+                break
+            await asyncio.sleep(0.01)
+        assert (await engine.describe_stream("s"))["version"] == 4
+
+
 async def test_an_old_gathering_adapts_as_a_smaller_batch(engine: Engine) -> None:
     for n in range(5):
         await ask(engine, pictures(1, start=n), stream="slow")
