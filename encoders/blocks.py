@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 Values = Mapping[str, Tensor]
 
+_QUICK_GELU = 1.702
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -47,13 +49,13 @@ class Norm:
 class Attention:
     """Multi-head self-attention with frozen projections.
 
-    query, key and value map [B, L, D] to [B, L, H * E], output maps back. `eager` multiplies step by step,
-    which beats the fused kernel in bf16 on a CPU.
+    weight [3 * H * E, D] and bias [3 * H * E] hold the projections to queries, keys and values below each
+    other: one product instead of three, in both directions. `output` maps [B, L, H * E] back to [B, L, D].
+    `eager` multiplies step by step, which beats the fused kernel in bf16 on a CPU.
     """
 
-    query: Callable[[Tensor], Tensor]
-    key: Callable[[Tensor], Tensor]
-    value: Callable[[Tensor], Tensor]
+    weight: Tensor
+    bias: Tensor | None
     output: Callable[[Tensor], Tensor]
     heads: int
     eager: bool
@@ -66,17 +68,20 @@ class Attention:
         mask: additive, broadcastable to [B, H, L, L] (with `rows`: [B, H, 1, L]). causal is ignored beside
         `rows`, whose mask then has to say what may be seen.
         """
-        asking = hidden if rows is None else rows
-        query, key, value = (
-            self._split(project(source))
-            for project, source in ((self.query, asking), (self.key, hidden), (self.value, hidden))
-        )
+        if rows is None:
+            query, key, value = self._project(hidden, 0, 3)
+        else:
+            (query,), (key, value) = self._project(rows, 0, 1), self._project(hidden, 1, 3)
         mixed = self._mix(query, key, value, mask, causal and rows is None)  # [B, H, L, E]
         return self.output(mixed.transpose(1, 2).flatten(2))
 
-    def _split(self, projected: Tensor) -> Tensor:
-        """[B, L, H * E] -> [B, H, L, E]"""
-        return projected.reshape(*projected.shape[:2], self.heads, -1).transpose(1, 2)
+    def _project(self, hidden: Tensor, first: int, end: int) -> tuple[Tensor, ...]:
+        """Parts first..end-1 of queries, keys, values: [B, L, D] -> [B, H, L, E] each."""
+        width = len(self.weight) // 3
+        part = slice(first * width, end * width)
+        projected = F.linear(hidden, self.weight[part], None if self.bias is None else self.bias[part])
+        parts = projected.reshape(*hidden.shape[:2], end - first, self.heads, -1)
+        return parts.permute(2, 0, 3, 1, 4).unbind(0)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         if not self.eager:
@@ -194,21 +199,48 @@ def two_layers(
 
 
 def separate_attention(module: Any, output: nn.Module, heads: int, *, eager: bool) -> Attention:
-    """From q_proj, k_proj, v_proj (CLIP, SigLIP, ViT) or query, key, value (BERT)."""
+    """From q_proj, k_proj, v_proj (CLIP, SigLIP, ViT) or query, key, value (BERT).
+
+    The module's own weights become views of the joint matrix, so that nothing is held twice.
+    """
     names = ("q_proj", "k_proj", "v_proj") if hasattr(module, "q_proj") else ("query", "key", "value")
-    query, key, value = (getattr(module, name) for name in names)
-    return Attention(query, key, value, output, heads, eager)
+    layers: list[nn.Linear] = [getattr(module, name) for name in names]
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    bias = None
+    if any(layer.bias is not None for layer in layers):
+        bias = torch.cat([_bias(layer) for layer in layers])
+    for part, layer in enumerate(layers):
+        width = layer.out_features
+        layer.weight.data = weight[part * width : (part + 1) * width]
+        if bias is not None and layer.bias is not None:
+            layer.bias.data = bias[part * width : (part + 1) * width]
+    return Attention(weight, bias, output, heads, eager)
+
+
+def _bias(layer: nn.Linear) -> Tensor:
+    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
 
 
 def joint_attention(qkv: nn.Linear, output: nn.Module, heads: int, *, eager: bool) -> Attention:
     """From one linear layer that holds queries, keys and values below each other (BLIP's image tower)."""
+    return Attention(qkv.weight, qkv.bias, output, heads, eager)
 
-    def part(number: int) -> Callable[[Tensor], Tensor]:
-        def project(hidden: Tensor) -> Tensor:
-            weight = qkv.weight.chunk(3)[number]
-            bias = None if qkv.bias is None else qkv.bias.chunk(3)[number]
-            return F.linear(hidden, weight, bias)
 
-        return project
+def fold_quick_gelu(model: nn.Module) -> None:
+    """Make CLIP's activation one kernel: x sigmoid(1.702 x) = silu(1.702 x) / 1.702.
 
-    return Attention(part(0), part(1), part(2), output, heads, eager)
+    The factors go into the frozen layers around it, in the precision they have now: call it before casting.
+    The model computes what it did before, to rounding.
+    """
+    for module in model.modules():
+        if type(getattr(module, "activation_fn", None)).__name__ != "QuickGELUActivation":
+            continue
+        first, second = getattr(module, "fc1", None), getattr(module, "fc2", None)
+        if not isinstance(first, nn.Linear) or not isinstance(second, nn.Linear):
+            continue
+        with torch.no_grad():
+            first.weight.mul_(_QUICK_GELU)
+            if first.bias is not None:
+                first.bias.mul_(_QUICK_GELU)
+            second.weight.div_(_QUICK_GELU)
+        module.activation_fn = nn.SiLU()

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from encoders.base import EncoderError, Modality, UnsupportedEncoder
+from encoders.blocks import fold_quick_gelu
 from encoders.generic_body import GenericImageBody, GenericTextBody
 from encoders.mobilenet_body import mobilenet_image
 from encoders.preprocessing import ImageSpec
@@ -81,7 +82,7 @@ def encoder_from_model(
 ) -> DualEncoder:
     """Wrap a dual encoder that is already in memory.
 
-    The model is taken over: frozen, moved, and cast in place for bf16.
+    The model is taken over: frozen, moved, its activations folded, and cast in place for bf16.
 
     dtype: "fp32" leaves the weights' precision as it is (fp64 stays fp64), "bf16" casts all but the norms.
     Without `tokenize` the text tower takes token ids through `prepare_tensors` only.
@@ -95,6 +96,7 @@ def encoder_from_model(
     where = torch.device(device)
     half = torch.bfloat16 if dtype == "bf16" else None
     fingerprint = fingerprint_of(model, image_spec, tokenizer_content)
+    fold_quick_gelu(model)
     freeze(model, dtype=half)
     model.to(where)
     image_body, text_body = _bodies(model, device=where, half=half)

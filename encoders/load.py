@@ -309,7 +309,8 @@ def _tokenize_for(tokenizer: Any, config: Any) -> Tokenize:
             return_tensors="np",
         )
         ids = torch.from_numpy(made["input_ids"]).long()
-        return Tokens(ids, torch.from_numpy(made["attention_mask"]).long())
+        mask = torch.ones_like(ids) if padding == "max_length" else torch.from_numpy(made["attention_mask"])
+        return Tokens(ids, mask.long())
 
     return tokenize
 

@@ -49,6 +49,20 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Buckets:
+    """Texts of one batch in groups of like length, each padded to its own longest only.
+
+    order [B]: where each text of the batch stands in the groups laid end to end.
+    """
+
+    parts: Sequence[Prepared]
+    order: Tensor
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+@dataclass(frozen=True)
 class Tokens:
     """ids and attention_mask (1 token, 0 padding): [B, L] each, padded on the right."""
 
@@ -112,19 +126,25 @@ def unit_rows(features: Tensor) -> Tensor:
 def _encode(
     body: ImageBody | TextBody,
     source: Mapping[str, Tensor],
-    inputs: Prepared,
+    inputs: Prepared | Buckets,
     parameters: Mapping[str, Tensor] | None,
 ) -> Tensor:
     if parameters is None:
         with torch.no_grad():
-            return unit_rows(body(inputs, source))
+            return unit_rows(_features(body, inputs, source))
     if parameters.keys() != source.keys():
         missing, unknown = (
             sorted(source.keys() - parameters.keys()),
             sorted(parameters.keys() - source.keys()),
         )
         raise EncoderError(f"parameters do not fit this tower; missing {missing[:3]}, unknown {unknown[:3]}")
-    return unit_rows(body(inputs, parameters))
+    return unit_rows(_features(body, inputs, parameters))
+
+
+def _features(body: ImageBody | TextBody, inputs: Prepared | Buckets, values: Mapping[str, Tensor]) -> Tensor:
+    if isinstance(inputs, Prepared):
+        return body(inputs, values)
+    return torch.cat([body(part, values) for part in inputs.parts])[inputs.order]
 
 
 class ImageTower:
@@ -189,7 +209,7 @@ class TextTower:
         self._tokenize = tokenize
         self._device = device
 
-    def prepare(self, items: Sequence[str]) -> Prepared:
+    def prepare(self, items: Sequence[str]) -> Prepared | Buckets:
         if self._tokenize is None:
             raise EncoderError("this encoder was built without a tokenizer; use prepare_tensors")
         if isinstance(items, str) or not all(isinstance(item, str) for item in items):
@@ -197,7 +217,18 @@ class TextTower:
         if not len(items):
             raise EncoderError("an empty batch cannot be encoded")
         tokens = self._tokenize(items)
-        return self.prepare_tensors(tokens.ids, tokens.attention_mask)
+        lengths = tokens.attention_mask.sum(dim=1)
+        order = lengths.argsort(stable=True)
+        sizes = bucket_sizes(lengths[order].tolist())
+        if len(sizes) == 1:
+            return self.prepare_tensors(tokens.ids, tokens.attention_mask)
+        parts = []
+        for rows in torch.split(order, sizes):
+            longest = int(lengths[rows[-1]])
+            parts.append(
+                self.prepare_tensors(tokens.ids[rows, :longest], tokens.attention_mask[rows, :longest])
+            )
+        return Buckets(parts, order.argsort().to(self._device))
 
     def prepare_tensors(self, tensor: Tensor, attention_mask: Tensor | None = None) -> Prepared:
         """Token ids [B, L]; without `attention_mask` every token counts."""
@@ -206,8 +237,33 @@ class TextTower:
         with torch.no_grad():
             return self._body.stem(Tokens(ids, mask))
 
-    def encode(self, inputs: Prepared, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+    def encode(self, inputs: Prepared | Buckets, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         return _encode(self._body, self.parameters, inputs, parameters)
+
+
+_BUCKET_STEP = 8
+_MOST_BUCKETS = 4
+_BUCKET_COST = 96
+"""What one more group costs, in tokens that could have been encoded instead (measured: small products are
+less efficient, and every group launches all kernels again)."""
+
+
+def bucket_sizes(lengths: Sequence[int]) -> list[int]:
+    """Into which groups to cut texts whose lengths ascend, so that the fewest padded tokens are encoded.
+
+    Groups are multiples of 8 texts but for the last; at most 4 of them. [16 x 5 tokens, 16 x 30] -> [16, 16].
+    """
+    count = len(lengths)
+    cuts = [*range(0, count, _BUCKET_STEP), count]
+    best: dict[int, tuple[int, list[int]]] = {0: (0, [])}  # by texts done: cost and sizes
+    for end in cuts[1:]:
+        options = [
+            (cost + (end - start) * lengths[end - 1] + _BUCKET_COST, [*sizes, end - start])
+            for start, (cost, sizes) in best.items()
+            if len(sizes) < _MOST_BUCKETS
+        ]
+        best[end] = min(options)
+    return best[count][1]
 
 
 def freeze(model: nn.Module, *, dtype: torch.dtype | None) -> None:
