@@ -76,10 +76,10 @@ SPLITS: dict[str, range] = {
     "gallery": range(90, 100),
 }
 ONE_OBJECT_PERCENT = 10
-# Outside "train", each block of 1000 scenes has 250 settings (place, relation, colours, sizes), each used
-# four times, 250 scenes apart. Colours and places then find nothing: shapes and textures have to be seen.
+# Outside "train", each block of 1000 scenes has 125 settings (place, relation, colours, sizes), each used
+# eight times, 125 scenes apart. Colours and places then find nothing: shapes and textures have to be seen.
 BLOCK = 1000
-SETTINGS = 250
+SETTINGS = 125
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Recipe:
     """Everything that decides the result, apart from the machine's rounding."""
 
     train_scenes: int = 24_000
-    steps: int = 5_000
+    steps: int = 4_000
     batch: int = 128
     learning_rate: float = 1e-3
     warmup_share: float = 0.06
