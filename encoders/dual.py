@@ -116,7 +116,7 @@ def encoder_from_model(
         image_spec=image_spec,
         towers={
             "image": ImageTower(image_body, image_values, spec=image_spec, device=where),
-            "text": TextTower(text_body, text_values, tokenize=tokenize, device=where),
+            "text": TextTower(text_body, text_values, tokenize=tokenize, device=where, half=half is not None),
         },
     )
 
