@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from attune import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.S | re.M)
@@ -43,3 +46,16 @@ def test_the_readmes_files_exist() -> None:
     text = (ROOT / "README.md").read_text()
     for link in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
         assert (ROOT / link).exists(), link
+
+
+def test_the_answer_in_the_readme_is_the_servers(client: Client) -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = json.loads(re.search(r"^```json\n(.*?)^```", text, re.S | re.M).group(1))  # type: ignore[union-attr]
+    asked = json.loads(re.search(r"-d '(\{.*?\})'", text).group(1))  # type: ignore[union-attr]
+    found = client.retrieve([query["text"] for query in asked["queries"]], k=asked["k"])
+    expected = shown["results"][0]["hits"][0]
+    assert found.hits[0].id == expected["id"]
+    assert found.hits[0].payload == expected["payload"]
+    assert found.hits[0].score == pytest.approx(expected["score"], abs=0.01)
+    assert set(shown["adaptation"]) < set(vars(found.adaptation))
+    assert set(shown["timings_ms"]) == set(found.timings_ms)
