@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from index.base import IndexSettings, VectorIndex
+from index.base import BadSettings, IndexSettings, VectorIndex
 
 
 def make_index(settings: IndexSettings, dimension: int, device: str | None = None) -> VectorIndex:
@@ -18,6 +18,16 @@ def make_index(settings: IndexSettings, dimension: int, device: str | None = Non
         from index.torch_backend import TorchIndex
 
         return TorchIndex(settings, dimension, device or "cpu")
+    try:
+        return _faiss_index(settings, dimension)
+    except ImportError as error:
+        raise BadSettings(
+            f"index kind {settings.kind!r} needs FAISS, which is not installed: pip install 'attune[cpu]', or "
+            "'attune[gpu]' on a machine with an NVIDIA GPU; or choose index kind 'torch', which needs none"
+        ) from error
+
+
+def _faiss_index(settings: IndexSettings, dimension: int) -> VectorIndex:
     if settings.gpu:
         from index.faiss_gpu import GpuFlatIndex
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -318,3 +322,19 @@ def test_gpu_copy_follows_the_master(monkeypatch, unit):
     assert np.array_equal(index.vectors(np.array([7])), unit(1, seed=8))
     assert index.matrix().shape == (48, D)
     assert index.dimension == D
+
+
+def test_a_missing_faiss_is_named_with_the_remedy() -> None:
+    code = (
+        "import sys; sys.modules['faiss'] = None\n"
+        "from index.base import BadSettings, IndexSettings\n"
+        "from index.factory import make_index\n"
+        "make_index(IndexSettings(kind='torch'), 8)\n"
+        "try:\n    make_index(IndexSettings(), 8)\n"
+        "except BadSettings as error:\n    print(error)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "attune[cpu]" in done.stdout
