@@ -22,8 +22,8 @@ def make_index(settings: IndexSettings, dimension: int, device: str | None = Non
         return _faiss_index(settings, dimension)
     except ImportError as error:
         raise BadSettings(
-            f"index kind {settings.kind!r} needs FAISS, which is not installed: pip install 'attune[cpu]', or "
-            "'attune[gpu]' on a machine with an NVIDIA GPU; or choose index kind 'torch', which needs none"
+            f"index kind {settings.kind!r} needs FAISS, which is not installed: pip install 'attune[cpu]', "
+            "or 'attune[gpu]' on a machine with an NVIDIA GPU; or choose index kind 'torch', which needs none"
         ) from error
 
 
