@@ -154,6 +154,8 @@ def adapt(
             break
         asked = k if last and on_answer is not None else 1
         ranking = side.search(features.detach(), asked)
+        if not ranking.positions.size:  # emptied since the batch was taken: nothing to learn from
+            return _without_candidates(features.detach(), ranking, on_answer)
         candidates = side.vectors(np.maximum(ranking.positions[:, 0], 0))
         clock.lap("search_ms")
         forward = Forward(features, candidates, step)
@@ -192,6 +194,14 @@ def adapt(
             )
         on_answer(EarlyAnswer(*ranked, status=outcome.status, reason=outcome.reason))
     return outcome
+
+
+def _without_candidates(features: Tensor, ranking: Ranking, on_answer: OnAnswer | None) -> Outcome:
+    """Answer with no hits; whatever earlier steps of this batch have learned is dropped."""
+    reason = "the gallery has no items"
+    if on_answer is not None:
+        on_answer(EarlyAnswer(features, ranking, status="skipped", reason=reason))
+    return Outcome("skipped", reason, None)
 
 
 def _forward(tower: Tower, inputs: Any, working: AdaptationState, *, learns: bool) -> Tensor:

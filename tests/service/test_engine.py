@@ -27,7 +27,7 @@ from service.errors import (
 from service.messages import NewItem, Query, RetrieveAnswer, RetrieveRequest
 from service.settings import Settings
 from tests.service.conftest import fill
-from tests.toy import FEATURES, ToyEncoder, picture, sentence
+from tests.toy import FEATURES, ToyEncoder, ToyTower, picture, sentence
 
 pytestmark = pytest.mark.anyio
 
@@ -306,6 +306,35 @@ async def test_an_empty_gallery_gives_no_hits(engine: Engine) -> None:
     for mode in ("sync", "async", "off"):
         answer = await ask(engine, texts(2), gallery="empty", adapt=mode)
         assert answer.hits == ((), ())
+
+
+@pytest.mark.parametrize("adapt", ["sync", "async"])
+async def test_a_gallery_emptied_under_an_adaptation_ends_it_without_a_fault(
+    engine: Engine, adapt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = [f"i{n}" for n in range(120)]
+    real = ToyTower.encode
+    emptied: list[bool] = []
+
+    def encode(tower: ToyTower, inputs: torch.Tensor, parameters: Any = None) -> torch.Tensor:
+        if parameters is not None and inputs.shape[0] == 16 and tower.forwards % 3 == 2 and not emptied:
+            emptied.append(True)  # between two steps of the batch
+            engine._galleries.usable("things").delete(everything)
+        return real(tower, inputs, parameters)
+
+    monkeypatch.setattr(ToyTower, "encode", encode)
+    for n in range(3):
+        answer = await ask(engine, pictures(16, start=16 * n), adapt=adapt, stream="s")
+        assert all(len(hits) in (0, 10) for hits in answer.hits)
+    for _ in range(500):
+        if engine.describe_models()["worker"]["adapting"] == "none":
+            break
+        await asyncio.sleep(0.01)
+    assert emptied
+    assert all(bool(torch.isfinite(p).all()) for p in _parameters(engine, "s"))
+    assert engine.metrics.value("attune_jobs_failed_total", code="internal") == 0
+    skipped = (await engine.describe_stream("s"))["tracks"][0]["skipped"]
+    assert adapt == "async" or skipped == 1
 
 
 async def test_an_item_with_nothing_to_encode_is_refused_and_nothing_is_added(engine: Engine) -> None:
