@@ -1,4 +1,4 @@
-"""The service's error tree. `service/http/errors.py` maps it, and those of the parts below, to HTTP once.
+"""The service's error tree, and the one table from errors, those of the parts below too, to a status and a code.
 
 ServiceError
   BadRequest              the client's mistake                       400
@@ -7,6 +7,7 @@ ServiceError
   TooLarge                items, bytes or pixels                     413
   QueueFull               come back after `retry_after_s`            429
   NotReady                starting or shutting down                  503
+    QueueUnreachable      Redis does not answer                      503
   DeadlineExceeded        waited too long in the queue               504
   StorageFailed           the disk is full or refuses                507
   Forbidden, Unauthorized                                            403, 401
@@ -16,6 +17,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+BY_CLASS: Mapping[str, tuple[int, str]] = {
+    "index.base.GalleryNotFound": (404, "unknown_gallery"),
+    "index.base.GalleryExists": (409, "gallery_exists"),
+    "index.base.ItemNotFound": (404, "unknown_item"),
+    "index.base.DuplicateId": (422, "duplicate_id"),
+    "index.base.FingerprintMismatch": (409, "fingerprint_mismatch"),
+    "index.base.UnknownTarget": (422, "unknown_target"),
+    "index.base.BadName": (422, "bad_name"),
+    "index.base.BadItem": (422, "bad_item"),
+    "index.base.BadVector": (422, "bad_vector"),
+    "index.base.BadFilter": (422, "bad_filter"),
+    "index.base.BadSettings": (422, "bad_index_settings"),
+    "index.base.GalleryCorrupt": (500, "gallery_corrupt"),
+    "index.base.StorageFull": (507, "storage_full"),
+    "index.base.StorageError": (500, "storage_failed"),
+    "index.base.GalleryError": (500, "gallery_failed"),
+    "adapters.base.UnknownMethod": (422, "unknown_method"),
+    "adapters.base.BadSettings": (422, "bad_method_settings"),
+    "adapters.base.StateMismatch": (409, "state_mismatch"),
+    "adapters.base.AdapterError": (500, "adaptation_failed"),
+    "adapters.state.StateFileError": (400, "bad_snapshot"),
+    "encoders.base.ImageTooLarge": (413, "image_too_large"),
+    "encoders.base.BadImage": (422, "bad_image"),
+    "encoders.base.UnsupportedEncoder": (500, "unsupported_encoder"),
+    "encoders.base.EncoderError": (422, "encoder_refused"),
+}
+"""Errors of the parts below by name: importing them here would load torch into every process that
+only speaks HTTP. A test compares the table with the modules."""
 
 
 class ServiceError(Exception):
@@ -78,6 +108,10 @@ class NotReady(ServiceError):
         self.retry_after_s = retry_after_s
 
 
+class QueueUnreachable(NotReady):
+    code = "queue_unreachable"
+
+
 class DeadlineExceeded(ServiceError):
     code = "deadline_exceeded"
     status = 504
@@ -86,3 +120,14 @@ class DeadlineExceeded(ServiceError):
 class StorageFailed(ServiceError):
     code = "storage_failed"
     status = 507
+
+
+def status_and_code(error: BaseException) -> tuple[int, str]:
+    """HTTP status and stable code of an error; (500, "internal") for those that nobody raises on purpose."""
+    if isinstance(error, ServiceError):
+        return error.status, error.code
+    for parent in type(error).__mro__:
+        entry = BY_CLASS.get(f"{parent.__module__}.{parent.__qualname__}")
+        if entry is not None:
+            return entry
+    return 500, "internal"

@@ -53,6 +53,8 @@ class RetrieveRequest:
     adapt: AskedMode = "auto"
     filter: Mapping[str, Any] | None = None
     deadline_ms: float | None = None
+    trace: Mapping[str, str] = field(default_factory=dict)
+    """Request id and trace context, for the logs and spans of whoever does the work."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,9 @@ class RetrieveJob:
     accepted_at: float = 0.0
     """time.monotonic() at acceptance."""
     deadline_at: float | None = None
+    frozen_because: str = ""
+    """Why a query that asked to adapt is answered by the source model (mode `off`); empty: it asked for that."""
+    trace: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def items(self) -> int:
@@ -180,13 +185,17 @@ class ControlJob:
 
     action     name of one of the worker's actions
     stream     the stream whose queries must not overtake it, or None
+    gallery    the gallery that it changes, or None
     items      what it counts in the queue (gallery items to encode; 0 for all else)
+    again      whether it may have been done before, by a worker that died before it could say so
     """
 
     action: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     stream: str | None = None
+    gallery: str | None = None
     items: int = 0
+    again: bool = False
     id: str = field(default_factory=new_id)
     deadline_at: float | None = None
 
@@ -199,6 +208,19 @@ def stream_of(job: Job) -> str | None:
     if isinstance(job, ControlJob):
         return job.stream
     return None if job.mode == "off" else job.key.stream
+
+
+def home_of(job: Job) -> str:
+    """What decides which worker does the job. Jobs of one home keep their order.
+
+    Where no order matters the job's own id decides, so that such work spreads over all workers.
+    """
+    stream = stream_of(job)
+    if stream is not None:
+        return stream
+    if isinstance(job, ControlJob) and job.gallery is not None:
+        return f"gallery/{job.gallery}"  # no stream name holds a slash
+    return job.id
 
 
 def batch_group(job: RetrieveJob) -> tuple[str, ...]:

@@ -19,41 +19,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import ServiceError
+from service.errors import ServiceError, status_and_code
 from service.http.responses import json_response
 from service.settings import GALLERY_NAME, STREAM_NAME
 
 MAX_SCHEMA_ERRORS = 20
 MAX_SHOWN_CHARACTERS = 200
-
-BY_CLASS: Mapping[str, tuple[int, str]] = {
-    "index.base.GalleryNotFound": (404, "unknown_gallery"),
-    "index.base.GalleryExists": (409, "gallery_exists"),
-    "index.base.ItemNotFound": (404, "unknown_item"),
-    "index.base.DuplicateId": (422, "duplicate_id"),
-    "index.base.FingerprintMismatch": (409, "fingerprint_mismatch"),
-    "index.base.UnknownTarget": (422, "unknown_target"),
-    "index.base.BadName": (422, "bad_name"),
-    "index.base.BadItem": (422, "bad_item"),
-    "index.base.BadVector": (422, "bad_vector"),
-    "index.base.BadFilter": (422, "bad_filter"),
-    "index.base.BadSettings": (422, "bad_index_settings"),
-    "index.base.GalleryCorrupt": (500, "gallery_corrupt"),
-    "index.base.StorageFull": (507, "storage_full"),
-    "index.base.StorageError": (500, "storage_failed"),
-    "index.base.GalleryError": (500, "gallery_failed"),
-    "adapters.base.UnknownMethod": (422, "unknown_method"),
-    "adapters.base.BadSettings": (422, "bad_method_settings"),
-    "adapters.base.StateMismatch": (409, "state_mismatch"),
-    "adapters.base.AdapterError": (500, "adaptation_failed"),
-    "adapters.state.StateFileError": (400, "bad_snapshot"),
-    "encoders.base.ImageTooLarge": (413, "image_too_large"),
-    "encoders.base.BadImage": (422, "bad_image"),
-    "encoders.base.UnsupportedEncoder": (500, "unsupported_encoder"),
-    "encoders.base.EncoderError": (422, "encoder_refused"),
-}
-"""Errors of the parts below by name: importing them here would load torch into every process that
-only speaks HTTP. A test compares the table with the modules."""
 
 BY_STATUS: Mapping[int, str] = {
     400: "bad_request",
@@ -106,11 +77,8 @@ def failure_of(error: BaseException) -> Failure | None:
         return _of_service_error(error)
     if isinstance(error, HTTPException):
         return _of_http_exception(error)
-    for parent in type(error).__mro__:
-        entry = BY_CLASS.get(f"{parent.__module__}.{parent.__qualname__}")
-        if entry is not None:
-            return Failure(entry[0], entry[1], str(error))
-    return None
+    status, code = status_and_code(error)
+    return None if code == "internal" else Failure(status, code, str(error))
 
 
 def internal(request_id: str) -> Failure:

@@ -12,7 +12,8 @@ import structlog
 from structlog.testing import capture_logs
 
 import service.errors
-from service.http.errors import BY_CLASS, failure_of, field_path
+from service.errors import BY_CLASS
+from service.http.errors import failure_of, field_path
 from tests.service.http.fake_engine import FakeEngine
 from tests.service.http.shape import assert_one_shape, failure
 

@@ -1,0 +1,125 @@
+"""What travels between processes comes back as it went."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import msgspec
+import numpy as np
+import pytest
+
+from index.base import GalleryNotFound
+from service.codec import BadMessage, RemoteFailure, pack_job, pack_reply, unpack_job, unpack_reply
+from service.errors import BadRequest, QueueFull
+from service.messages import (
+    Adaptation,
+    ControlJob,
+    JobAnswer,
+    NewItem,
+    Query,
+    RankedHit,
+    RetrieveJob,
+    Timings,
+    TrackKey,
+)
+
+KEY = TrackKey("shop", "demo", "image", "text")
+
+
+def sent(job: RetrieveJob | ControlJob) -> RetrieveJob | ControlJob:
+    return unpack_job(pack_job(job, reply_to="api-1")).job()
+
+
+def test_a_retrieve_job_comes_back_with_its_pixels_and_its_times() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    now = time.monotonic()
+    job = RetrieveJob(
+        KEY, "sync", (Query(pixels=pixels), Query(pixels=pixels[:, ::-1])), 5,
+        filter={"price": {"lt": 3}}, accepted_at=now, deadline_at=now + 7, trace={"request_id": "r"},
+    )  # fmt: skip
+    back = sent(job)
+    assert isinstance(back, RetrieveJob)
+    for mine, theirs in zip(job.queries, back.queries, strict=True):
+        np.testing.assert_array_equal(mine.pixels, theirs.pixels)
+        assert theirs.pixels is not None
+        assert theirs.pixels.dtype == np.uint8
+    assert (back.id, back.key, back.mode, back.k, back.filter, back.trace) == (
+        job.id, KEY, "sync", 5, {"price": {"lt": 3}}, {"request_id": "r"},
+    )  # fmt: skip
+    assert back.accepted_at == pytest.approx(now, abs=0.05)
+    assert back.deadline_at == pytest.approx(now + 7, abs=0.05)
+
+
+def test_texts_and_embeddings_come_back() -> None:
+    vector = np.arange(4, dtype=np.float32)
+    back = sent(RetrieveJob(KEY, "off", (Query(text="ein Böötchen"),), 1))
+    assert isinstance(back, RetrieveJob)
+    assert back.queries[0].text == "ein Böötchen"
+    back = sent(RetrieveJob(KEY, "off", (Query(embedding=vector),), 1))
+    assert isinstance(back, RetrieveJob)
+    np.testing.assert_array_equal(back.queries[0].embedding, vector)
+
+
+def test_gallery_items_and_files_come_back() -> None:
+    item = NewItem("a", {"n": [1, None, 2.5]}, "text", None, {"image": np.ones(3, np.float32)})
+    back = sent(ControlJob("upsert_items", {"name": "g", "items": (item,)}, gallery="g", items=1))
+    assert isinstance(back, ControlJob)
+    (found,) = back.arguments["items"]
+    assert isinstance(found, NewItem)
+    assert (found.id, found.payload, found.text, found.pixels) == ("a", {"n": [1, None, 2.5]}, "text", None)
+    np.testing.assert_array_equal(found.embeddings["image"], np.ones(3))
+    back = sent(ControlJob("import_snapshot", {"stream": "s", "data": b"\x00\xff"}, stream="s"))
+    assert isinstance(back, ControlJob)
+    assert back.arguments["data"] == b"\x00\xff"
+
+
+def test_an_answer_comes_back() -> None:
+    answer = JobAnswer(
+        ((RankedHit("a", 0.5, {"x": 1}),), ()),
+        Adaptation("tcr", "sync", "image->text", 3, "applying", "", 2),
+        Timings(1, 2, 3, 4, 10),
+    )
+    assert unpack_reply(pack_reply(answer)) == answer
+    assert unpack_reply(pack_reply({"name": "g", "items": 3})) == {"name": "g", "items": 3}
+    assert unpack_reply(pack_reply(None)) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (BadRequest("no", code="odd", details={"field": "k"}), 400, "odd"),
+        (QueueFull("full", retry_after_s=2.5), 429, "queue_full"),
+        (GalleryNotFound("none"), 404, "unknown_gallery"),
+        (KeyError("/etc/secret"), 500, "internal"),
+    ],
+)
+def test_a_failure_is_told_as_it_was(error: Exception, status: int, code: str) -> None:
+    with pytest.raises(RemoteFailure) as refusal:
+        unpack_reply(pack_reply(error))
+    assert (refusal.value.status, refusal.value.code) == (status, code)
+    assert "secret" not in str(refusal.value)
+    assert refusal.value.retry_after_s == getattr(error, "retry_after_s", None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x02" + pack_job(RetrieveJob(KEY, "off", (), 1), reply_to="x")[1:],
+        pack_job(RetrieveJob(KEY, "off", (), 1), reply_to="x")[:-3],
+        b"\x01" + msgspec.msgpack.encode({"reply_to": "x", "accepted_unix": 1.0, "deadline_unix": None}),
+        b"\x01" + msgspec.msgpack.encode({"reply_to": 3}),
+        b"\x01" + msgspec.msgpack.encode(msgspec.msgpack.Ext(9, b"x")),
+        b"\x01" + msgspec.msgpack.encode({"reply_to": msgspec.msgpack.Ext(1, b"|O8;xxxxxxxx")}),
+    ],
+)
+def test_bytes_that_are_no_message_are_refused(data: bytes) -> None:
+    with pytest.raises(BadMessage):
+        unpack_job(data)
+
+
+def test_reading_and_writing_messages_needs_no_torch() -> None:
+    program = "import sys, service.codec; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
