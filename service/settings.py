@@ -12,17 +12,21 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
+
+if TYPE_CHECKING:
+    from limits import RateLimitItem
 
 PREFIX = "ATTUNE_"
 DEFAULT_FILE = Path("attune.toml")
@@ -38,6 +42,7 @@ OTHER_NAMES: Mapping[str, str] = {
 """Names of the environment that are no setting of the server."""
 
 MIB = 1024 * 1024
+SECONDS_OF_A_DAY = 86_400
 
 
 class ConfigurationError(ValueError):
@@ -165,6 +170,49 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(64 * MIB, ge=1024, description="Most bytes of a request body.")
     max_snapshot_bytes: int = Field(256 * MIB, ge=1024, description="Most bytes of an imported snapshot.")
 
+    # Access and rate limits
+    api_keys: tuple[SecretStr, ...] = Field(
+        (),
+        description="Keys for queries, for reading galleries and for /models, sent as `Authorization: Bearer "
+        "KEY` or `X-Attune-Api-Key: KEY` (a JSON list in the environment). The admin key opens these too, an "
+        "API key never an admin route. Empty: they are open. Needs `admin_key`.",
+    )
+    rate_limit_per_key: str | None = Field(
+        None,
+        description="Most queries of one API key, or of one client address where there are no keys, for "
+        "example `600/minute`; beyond, 429 with Retry-After. None: no limit.",
+    )
+    rate_limit_per_stream: str | None = Field(
+        None, description="Most queries of one stream, for example `120/minute`. None: no limit."
+    )
+
+    # Redis
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Redis for queue, states and rate limits, for example `redis://redis:6379/0`. None: one "
+        "process holds everything.",
+    )
+    redis_namespace: str = Field(
+        "attune",
+        max_length=64,
+        pattern=STREAM_NAME,
+        description="First part of every key in Redis; servers that share a Redis and no data differ in it.",
+    )
+
+    # Metrics and traces
+    metrics_streams: int = Field(
+        20,
+        ge=0,
+        le=1000,
+        description="Most streams with figures of their own in /metrics: pinned ones first, then the most "
+        "recently used.",
+    )
+    otel_endpoint: str | None = Field(
+        None,
+        description="OpenTelemetry collector (OTLP over HTTP) that gets the traces, for example "
+        "`http://collector:4318`; needs the extra `otel`. None: no traces.",
+    )
+
     # Streams and shutdown
     max_streams: int = Field(
         1000, ge=1, description="Most streams in memory; beyond, the least recently used is saved and leaves."
@@ -179,11 +227,29 @@ class Settings(BaseSettings):
     @field_validator("admin_key")
     @classmethod
     def _key_fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None:
-            return None
-        key = value.get_secret_value()
-        if not key or any(not "!" <= character <= "~" for character in key):
+        if value is not None and not _fits_a_header(value):
             raise ValueError("an admin key is printable ASCII without spaces, because it travels in a header")
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_fit_a_header(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(_fits_a_header(key) for key in value):
+            raise ValueError("an API key is printable ASCII without spaces, because it travels in a header")
+        return value
+
+    @field_validator("rate_limit_per_key", "rate_limit_per_stream")
+    @classmethod
+    def _limit_can_be_read(cls, value: str | None) -> str | None:
+        if value is not None:
+            rate_limit(value)
+        return value
+
+    @field_validator("otel_endpoint")
+    @classmethod
+    def _endpoint_is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
+            raise ValueError("an endpoint looks like http://collector:4318")
         return value
 
     @model_validator(mode="after")
@@ -193,6 +259,12 @@ class Settings(BaseSettings):
                 f"host {self.host!r} is reachable beyond this machine and needs an admin key: "
                 "set ATTUNE_ADMIN_KEY, or listen on 127.0.0.1"
             )
+        if self.api_keys and self.admin_key is None:
+            raise ValueError(
+                "api_keys need an admin key too: without ATTUNE_ADMIN_KEY anybody could change galleries"
+            )
+        if self.admin_key in self.api_keys:
+            raise ValueError("the admin key is among the api_keys; an API key never opens an admin route")
         _at_most(self, "batch_size", "gather_capacity_items")
         _at_most(self, "gather_capacity_items", "gather_total_items")
         _at_most(self, "max_queries_per_request", "queue_capacity_items")
@@ -234,6 +306,24 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def rate_limit(text: str) -> RateLimitItem:
+    """`600/minute` or `10 per 5 seconds` as a limit. Raises ValueError unless it is one of at most a day."""
+    from limits import parse_many  # takes a fifth of a second, and only some servers have limits
+
+    try:
+        (limit,) = parse_many(text)
+    except ValueError:
+        raise ValueError("a rate limit looks like 600/minute, with second, minute, hour or day") from None
+    if limit.amount < 1 or not 1 <= limit.get_expiry() <= SECONDS_OF_A_DAY:
+        raise ValueError("a rate limit lets at least 1 query through, in at most a day")
+    return limit
+
+
+def _fits_a_header(key: SecretStr) -> bool:
+    """Printable ASCII without spaces."""
+    return re.fullmatch(r"[!-~]+", key.get_secret_value()) is not None
 
 
 def settings_file(environment: Mapping[str, str]) -> Path | None:
@@ -326,6 +416,7 @@ def _value_words(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true`, `false`"}
+    words["array"] = "list"
     kind = {"path": "path", "directory-path": "path", "password": "secret"}.get(
         schema.get("format", ""), words.get(schema.get("type", ""), "table")
     )

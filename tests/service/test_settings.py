@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import ConfigurationError, Settings, is_loopback, load, reference
+from service.settings import ConfigurationError, Settings, is_loopback, load, rate_limit, reference
 
 
 @pytest.fixture(autouse=True)
@@ -148,3 +148,46 @@ def test_reference_in_docs_is_current() -> None:
     assert document.read_text(encoding="utf-8") == reference(), (
         "run: python -m service.settings > docs/settings.md"
     )
+
+
+def test_api_keys_come_as_a_list_and_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTUNE_API_KEYS", '["first-key", "second-key"]')
+    settings = load(admin_key="secret")
+    assert [key.get_secret_value() for key in settings.api_keys] == ["first-key", "second-key"]
+    assert "first-key" not in repr(settings) + str(settings.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"api_keys": ["a"]}, "ATTUNE_ADMIN_KEY"),
+        ({"api_keys": ["a", "b"], "admin_key": "b"}, "among the api_keys"),
+        ({"api_keys": ["with space"], "admin_key": "b"}, "header"),
+        ({"api_keys": [""], "admin_key": "b"}, "header"),
+    ],
+)
+def test_api_keys_that_protect_nothing_are_refused(values: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        load(**values)
+
+
+def test_rate_limit_is_read_as_text() -> None:
+    limit = rate_limit(load(rate_limit_per_key="10 per 5 minutes").rate_limit_per_key or "")
+    assert (limit.amount, limit.get_expiry()) == (10, 300)
+
+
+@pytest.mark.parametrize(
+    "text", ["many", "10", "0/minute", "5/minute; 10/hour", "3/fortnight", "1/year", "-1/minute"]
+)
+@pytest.mark.parametrize("name", ["rate_limit_per_key", "rate_limit_per_stream"])
+def test_rate_limit_that_cannot_be_read_is_refused(name: str, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name}: a rate limit"):
+        load(**{name: text})
+
+
+@pytest.mark.parametrize(
+    "address", ["collector:4318", "grpc://collector", "http://", "http://key@collector", "a b"]
+)
+def test_collector_that_is_no_web_address_is_refused(address: str) -> None:
+    with pytest.raises(ConfigurationError, match="otel_endpoint: "):
+        load(otel_endpoint=address)
