@@ -1,7 +1,7 @@
-"""Jobs, answers and failures as bytes: MessagePack by msgspec, checked against the types when read. No pickle.
+"""Jobs, answers and failures as bytes: MessagePack by msgspec, checked against the types when read.
 
-A message begins with one byte, the format's number, so that processes of different versions refuse each other's
-messages instead of misreading them. Arrays travel as their bytes behind a short head.
+A message begins with one byte, the format's number, so that processes of different versions refuse each
+other's messages instead of misreading them. No pickle. Arrays travel as their bytes behind a short head.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of a job: exactly one of the three. `value` is a control job's answer (plain values, bytes)."""
+    """What became of a job: exactly one of the three. `value`: a control job's answer, plain or bytes."""
 
     answer: JobAnswer | None = None
     failure: Failure | None = None

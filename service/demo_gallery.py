@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from encoders.base import Encoder
+from service.galleries import Galleries
 from service.messages import NewItem
 
 if TYPE_CHECKING:
     from demo.scenes import Scene
+
+
+def fill_demo_gallery(galleries: Galleries, encoder: Encoder, name: str, count: int) -> None:
+    """Make gallery `name` of `count` demo scenes, unless there is one of that name."""
+    if galleries.exists(name):
+        return
+    galleries.create(name, None)
+    for _ in galleries.upsert(name, demo_items(count, encoder)):
+        pass
 
 
 def demo_items(count: int, encoder: Encoder) -> list[NewItem]:

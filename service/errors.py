@@ -1,4 +1,4 @@
-"""The service's error tree, and the one table from errors, those of the parts below too, to a status and a code.
+"""The service's error tree, and the one table from errors to a status and a code, for the parts below too.
 
 ServiceError
   BadRequest              the client's mistake                       400

@@ -159,7 +159,7 @@ class RetrieveJob:
     """time.monotonic() at acceptance."""
     deadline_at: float | None = None
     frozen_because: str = ""
-    """Why a query that asked to adapt is answered by the source model (mode `off`); empty: it asked for that."""
+    """Why a query that asked to adapt is answered by the source model (mode `off`); empty: it asked so."""
     trace: Mapping[str, str] = field(default_factory=dict)
 
     @property

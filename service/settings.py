@@ -61,6 +61,13 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
+    # What this process is
+    role: Literal["all", "api", "worker"] = Field(
+        "all",
+        description="`all`: one process does everything. With Redis also `api` (HTTP, no model) and `worker` "
+        "(model and stream states, probes only).",
+    )
+
     # Where the server listens and writes
     host: str = Field(
         "127.0.0.1", description="Address to listen on. Beyond loopback an admin key is required."
@@ -198,6 +205,28 @@ class Settings(BaseSettings):
         pattern=STREAM_NAME,
         description="First part of every key in Redis; servers that share a Redis and no data differ in it.",
     )
+    redis_timeout_s: float = Field(
+        2.0, gt=0, le=60, description="Seconds after which Redis counts as gone when it does not answer."
+    )
+    lease_s: float = Field(
+        4.0,
+        ge=0.5,
+        le=60,
+        description="Seconds for which a worker owns its streams without renewing; so long they wait when it "
+        "dies.",
+    )
+    prefetch_items: int = Field(
+        256, ge=1, description="Queries that a worker takes from Redis ahead of the batch under way."
+    )
+    max_attempts: int = Field(
+        5, ge=1, description="Workers that may begin a query and die; then it fails with 500."
+    )
+    max_job_mib: int = Field(
+        64, ge=1, le=512, description="Most MiB of the queries of one batch on their way through Redis."
+    )
+    stream_ttl_days: float = Field(
+        30.0, ge=0, description="Days after which an unused, unpinned stream leaves Redis; 0: never."
+    )
 
     # Metrics and traces
     metrics_streams: int = Field(
@@ -215,7 +244,26 @@ class Settings(BaseSettings):
 
     # Streams and shutdown
     max_streams: int = Field(
-        1000, ge=1, description="Most streams in memory; beyond, the least recently used is saved and leaves."
+        10_000,
+        ge=1,
+        description="Most streams in memory; beyond, the least recently used is saved and leaves. Pinned "
+        "streams stay.",
+    )
+    max_stream_memory_mib: int = Field(
+        4096, ge=1, description="Most MiB of stream states in memory; beyond, likewise."
+    )
+    shed_from_queue_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of the queue's capacity that waits from which on answers come first: synchronous "
+        "batches are answered without adapting, gathered ones wait.",
+    )
+    shed_from_wait_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of its time to the deadline that a synchronous batch may wait and still adapt.",
     )
     state_save_interval_s: float = Field(
         30.0, gt=0, description="Seconds between saves of changed stream states."
@@ -259,6 +307,8 @@ class Settings(BaseSettings):
                 f"host {self.host!r} is reachable beyond this machine and needs an admin key: "
                 "set ATTUNE_ADMIN_KEY, or listen on 127.0.0.1"
             )
+        if self.role != "all" and self.redis_url is None:
+            raise ValueError(f"role {self.role!r} needs Redis: set ATTUNE_REDIS_URL")
         if self.api_keys and self.admin_key is None:
             raise ValueError(
                 "api_keys need an admin key too: without ATTUNE_ADMIN_KEY anybody could change galleries"

@@ -7,6 +7,8 @@ JSON, checked whole, and refused unless it fits this encoder.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +28,28 @@ class SnapshotStore:
         self._encoder = encoder
         self._folder = folder
 
-    def create(self, stream: Stream, name: str | None, note: str) -> dict[str, Any]:
-        """Save `stream` as it is. Without a name: the version and the time. Raises Conflict if it exists."""
+    def create(self, stream: Stream, name: str | None, note: str, *, job: str = "") -> dict[str, Any]:
+        """Save `stream` as it is. Without a name: the version and the time. Raises Conflict if it exists.
+
+        `job` is the id of what asked for it: asked again by the same one, the snapshot it made is described.
+        """
+        for path in self._paths(stream.name) if job else ():
+            with suppress(StateFileError):
+                if _header(path).get("job") == job:
+                    return self._describe(path)
         created_at = time.time()
         version = stream.version
         name = name or _default_name(version, created_at)
         path = self._path(stream.name, name)
         self._refuse_existing(path, name)
-        about = {"snapshot": name, "snapshot_at": created_at, "version": version, "note": note}
+        about = {"snapshot": name, "snapshot_at": created_at, "version": version, "note": note, "job": job}
         data = pack_stream(stream, kind="snapshot", fingerprint=self._encoder.fingerprint, **about)
         write_atomically(path, data)
         return self._describe(path)
 
     def list(self, stream: str) -> list[dict[str, Any]]:
         check_stream_name(stream)
-        found = [self._describe(path) for path in (self._folder / stream).glob(f"*{_SUFFIX}")]
+        found = [self._describe(path) for path in self._paths(stream)]
         return sorted(found, key=lambda card: card["created_at"])
 
     def read(self, stream: str, name: str) -> tuple[dict[str, Any], dict[str, Track]]:
@@ -71,6 +80,12 @@ class SnapshotStore:
         for card in self.list(stream):
             self.delete(stream, card["name"])
 
+    def exists(self, stream: str, name: str) -> bool:
+        return self._path(stream, name).is_file()
+
+    def _paths(self, stream: str) -> Iterator[Path]:
+        return (self._folder / check_stream_name(stream)).glob(f"*{_SUFFIX}")
+
     def _path(self, stream: str, name: str) -> Path:
         return self._folder / check_stream_name(stream) / f"{check_snapshot_name(name)}{_SUFFIX}"
 
@@ -94,10 +109,7 @@ class SnapshotStore:
         """The card of a snapshot file. A damaged one is listed as such, so that it can be deleted."""
         card: dict[str, Any] = {"stream": path.parent.name, "name": path.name.removesuffix(_SUFFIX)}
         try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                file.seek(0)
-                header = unpack_header(file.read(8 + min(length, path.stat().st_size)))
+            header = _header(path)
         except StateFileError as error:
             return card | {
                 "created_at": path.stat().st_mtime,
@@ -121,6 +133,14 @@ class SnapshotStore:
                 for track in header.get("tracks", {}).values()
             ],
         }
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The JSON part of a snapshot file. Raises StateFileError."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        file.seek(0)
+        return unpack_header(file.read(8 + min(length, path.stat().st_size)))
 
 
 def _default_name(version: int | None, created_at: float) -> str:

@@ -3,16 +3,16 @@
 A stream has a method and one track per (gallery, direction) that its queries take. A track's state is
 replaced as a whole, never changed in place, so whoever holds the old one keeps a consistent view.
 
-On disk: `streams/NAME.state`, one file a stream, written atomically.
+Where the states go when they are not in memory is a `StateStore`'s business (service/states.py).
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import structlog
@@ -23,13 +23,62 @@ from adapters.state import AdaptationState, StateFileError, pack_states, unpack_
 from adapters.validation import check_state
 from encoders.base import Encoder, Modality
 from service.errors import NotFound, StorageFailed
-from service.files import check_stream_name, write_atomically
-from service.messages import Query, Target, TrackKey
+from service.files import check_stream_name
+from service.messages import Query, RetrieveJob, Target, TrackKey
 from service.pipeline import Outcome
+from service.queue.base import StateWrite
+from service.states import StateStore
 
 log = structlog.get_logger(__name__)
 
-_SUFFIX = ".state"
+
+@dataclass
+class Gathering:
+    """Answered queries of a track that wait for a full batch (asynchronous mode), in the order they came.
+
+    used   queries of the oldest job that have left already
+    since  time.monotonic() at which the oldest batch began to gather
+    """
+
+    jobs: deque[RetrieveJob] = field(default_factory=deque)
+    used: int = 0
+    since: float = 0.0
+    _count: int = 0
+
+    def __len__(self) -> int:
+        """Queries waiting."""
+        return self._count
+
+    def join(self, jobs: Sequence[RetrieveJob]) -> None:
+        if not self._count:
+            self.since = time.monotonic()
+        self.jobs.extend(jobs)
+        self._count += sum(job.items for job in jobs)
+
+    def take(self, count: int) -> tuple[list[Query], int]:
+        """The oldest `count` queries leave. -> (queries, jobs of which none is left)."""
+        taken: list[Query] = []
+        done = 0
+        while self.jobs and len(taken) < count:
+            waiting = self.jobs[0].queries[self.used :]
+            part = waiting[: count - len(taken)]
+            taken.extend(part)
+            self.used += len(part)
+            if len(part) == len(waiting):
+                self.jobs.popleft()
+                self.used = 0
+                done += 1
+        self._count -= len(taken)
+        self.since = time.monotonic()
+        return taken, done
+
+    @classmethod
+    def resumed(cls, jobs: Sequence[RetrieveJob], used: int) -> Gathering:
+        gathering = cls()
+        gathering.join(jobs)
+        gathering.used = min(used, jobs[0].items if jobs else 0)
+        gathering._count -= gathering.used
+        return gathering
 
 
 @dataclass
@@ -43,9 +92,7 @@ class Track:
     skipped: int = 0
     undone: int = 0
     shed: int = 0
-    gathered: list[Query] = field(default_factory=list)
-    """Answered queries that wait for a full batch (asynchronous mode)."""
-    gathered_since: float = 0.0
+    gathered: Gathering = field(default_factory=Gathering)
     last_reason: str = ""
     drift: dict[str, float] | None = None
     losses: dict[str, float] | None = None
@@ -100,15 +147,23 @@ class Stream:
     created_at: float
     last_seen: float
     tracks: dict[str, Track] = field(default_factory=dict)
+    pinned: bool = False
+    """Never leaves memory to make room for others, and never expires."""
     dirty: bool = True
+    token: int | None = 0
+    """The store's owner token when this was loaded; see StateStore."""
 
     @property
     def version(self) -> int:
         return sum(track.state.version for track in self.tracks.values())
 
+    def byte_size(self) -> int:
+        return sum(track.state.byte_size() for track in self.tracks.values())
+
     def describe(self) -> dict[str, Any]:
         return {
             "name": self.name,
+            "pinned": self.pinned,
             "method": self.method_name,
             "settings": self.settings,
             "version": self.version,
@@ -120,50 +175,72 @@ class Stream:
 
 
 class StreamStore:
-    """All streams of one encoder. At most `max_in_memory` are held; the longest unused go to disk."""
+    """The streams of one worker.
+
+    At most `max_in_memory` streams and `max_bytes` of states are held, pinned streams and the one in use
+    aside; the longest unused leave.
+    """
 
     def __init__(
         self,
         *,
         encoder: Encoder,
-        folder: Path,
+        states: StateStore,
         default_method: str,
         default_settings: Mapping[str, Any],
         max_in_memory: int,
+        max_bytes: int = 1 << 62,
     ) -> None:
         make_method(default_method, default_settings)  # a wrong default fails at start, not at a query
         self._encoder = encoder
-        self._folder = folder
+        self._states = states
         self._default = (default_method, dict(default_settings))
         self._max_in_memory = max_in_memory
+        self._max_bytes = max_bytes
         self._held: OrderedDict[str, Stream] = OrderedDict()
+        self._sizes: dict[str, int] = {}
+        self._bytes = 0
+        self._ungathered: dict[str, list[str]] = {}
+        self._deleted: set[str] = set()
+        self.evictions = 0
+
+    @property
+    def keeps_gatherings(self) -> bool:
+        """Whether gathered queries are stored and survive this process."""
+        return self._states.deferred
 
     # -- finding ------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        on_disk = {path.name.removesuffix(_SUFFIX) for path in self._folder.glob(f"*{_SUFFIX}")}
-        return sorted(on_disk | set(self._held))
+        return sorted({*self._states.names(), *(stream.name for stream in self.held())})
 
     def describe_all(self) -> list[dict[str, Any]]:
-        """Every stream, by name. Those on disk are read but not taken into memory."""
-        found = (self._held.get(name) or self._load(name) for name in self.names())
-        return [stream.describe() for stream in found if stream is not None]
+        """Every stream, by name; of those not in memory what was stored of them."""
+        current = {stream.name: stream for stream in self.held()}
+        found = (
+            current[name].describe() if name in current else self._states.card(name) for name in self.names()
+        )
+        return [card for card in found if card is not None]
 
     def find(self, name: str) -> Stream:
-        """The stream, from memory or disk. Raises NotFound."""
+        """The stream, from memory or the store. Raises NotFound."""
         check_stream_name(name)
-        stream = self._held.get(name) or self._load(name)
+        stream = self._current(name) or self._load(name)
         if stream is None:
             raise NotFound(f"there is no stream {name!r}", code="unknown_stream")
         return self._hold(stream)
 
     def find_or_create(self, name: str) -> Stream:
         check_stream_name(name)
-        stream = self._held.get(name) or self._load(name)
+        stream = self._current(name) or self._load(name)
         if stream is None:
             method, settings = self._default
             now = time.time()
-            stream = Stream(name, method, settings, make_method(method, settings), now, now)
+            stream = Stream(
+                name, method, settings, make_method(method, settings), now, now,
+                token=self._states.owner_token(name),
+            )  # fmt: skip
+            self._resume_gathering(stream, {})
         return self._hold(stream)
 
     def count(self) -> int:
@@ -171,11 +248,21 @@ class StreamStore:
         return len(self._held)
 
     def held(self) -> Iterator[Stream]:
-        return iter(list(self._held.values()))
+        return (stream for stream in list(self._held.values()) if self._owned(stream))
 
     def is_current(self, stream: Stream) -> bool:
-        """Whether this very object still is the stream (it was not deleted meanwhile)."""
-        return self._held.get(stream.name) is stream
+        """Whether this very object still is the stream: not deleted, nor taken over by another worker."""
+        return self._held.get(stream.name) is stream and self._owned(stream)
+
+    def _current(self, name: str) -> Stream | None:
+        stream = self._held.get(name)
+        if stream is not None and not self._owned(stream):
+            self._drop(name)  # another worker may have written it since: read it again
+            return None
+        return stream
+
+    def _owned(self, stream: Stream) -> bool:
+        return stream.token is not None and stream.token == self._states.owner_token(stream.name)
 
     def track(self, stream: Stream, key: TrackKey) -> Track:
         """The stream's track for these queries, made at its first query."""
@@ -196,11 +283,16 @@ class StreamStore:
     # -- changing -----------------------------------------------------------------------------------
 
     def configure(
-        self, name: str, method: str | None, settings: Mapping[str, Any] | None
+        self,
+        name: str,
+        method: str | None,
+        settings: Mapping[str, Any] | None,
+        pinned: bool | None = None,
     ) -> tuple[Stream, bool]:
-        """Choose method and settings. Another method starts from the source state. -> (stream, was reset).
+        """Choose method and settings, and whether the stream is pinned. -> (stream, was reset).
 
-        Without `settings`, those of the old method stay if the method stays, else the defaults apply.
+        Another method starts from the source state. What is None stays as it is. Without `settings`,
+        those of the old method stay if the method stays, else the defaults apply.
         """
         stream = self.find_or_create(name)
         chosen = method or stream.method_name
@@ -208,9 +300,11 @@ class StreamStore:
         wanted = dict(settings) if settings is not None else kept
         built = make_method(chosen, wanted)
         reset = chosen != stream.method_name and bool(stream.tracks)
-        before = (stream.method_name, stream.settings, stream.method, stream.tracks)
+        before = copy(stream)
         stream.method_name, stream.settings, stream.method = chosen, wanted, built
-        if chosen != before[0]:
+        stream.pinned = stream.pinned if pinned is None else pinned
+        if chosen != before.method_name:
+            self._ungather(stream)
             stream.tracks = {}
         self._save_or_revert(stream, before)
         return stream, reset
@@ -218,7 +312,8 @@ class StreamStore:
     def reset(self, name: str) -> Stream:
         """Back to the source state; method and settings stay."""
         stream = self.find(name)
-        before = (stream.method_name, stream.settings, stream.method, stream.tracks)
+        before = copy(stream)
+        self._ungather(stream)
         stream.tracks = {}
         self._save_or_revert(stream, before)
         return stream
@@ -227,35 +322,71 @@ class StreamStore:
         self, name: str, *, method: str, settings: Mapping[str, Any], tracks: Mapping[str, Track]
     ) -> Stream:
         stream = self.find_or_create(name)
-        before = (stream.method_name, stream.settings, stream.method, stream.tracks)
+        before = copy(stream)
+        self._ungather(stream)
         stream.method_name, stream.settings = method, dict(settings)
         stream.method, stream.tracks = make_method(method, settings), dict(tracks)
         self._save_or_revert(stream, before)
         return stream
 
-    def _save_or_revert(
-        self, stream: Stream, before: tuple[str, dict[str, Any], Method, dict[str, Track]]
-    ) -> None:
-        """A change is only made once it is on disk: what is reported must survive a crash."""
+    def _save_or_revert(self, stream: Stream, before: Stream) -> None:
+        """A change is only made once it is stored: what is reported must survive a crash."""
+        stream.dirty = True
+        if self._states.deferred:  # it is stored in one go with the answer that reports it
+            return
         try:
             self.save(stream)
         except StorageFailed:
-            stream.method_name, stream.settings, stream.method, stream.tracks = before
+            for field_ in fields(stream):
+                setattr(stream, field_.name, getattr(before, field_.name))
             raise
 
     def delete(self, name: str) -> None:
-        self.find(name)
-        self._held.pop(name, None)
-        self._path(name).unlink(missing_ok=True)
+        self._ungather(self.find(name))
+        self._drop(name)
+        if self._states.deferred:
+            self._deleted.add(name)
+        else:
+            self._states.delete(name)
 
-    # -- files --------------------------------------------------------------------------------------
+    # -- the store ----------------------------------------------------------------------------------
+
+    def write(self, name: str, *, always: bool = False) -> StateWrite | None:
+        """What the store is to be told of a stream with the next settlement; None: nothing.
+
+        That is its state if it has changed (or `always`), or that it is gone. Stores that are not deferred
+        are told by `save`.
+        """
+        if not self._states.deferred:
+            return None
+        ungathered = tuple(self._ungathered.pop(name, ()))
+        stream = self._held.get(name)
+        if stream is None:
+            gone = name in self._deleted
+            self._deleted.discard(name)
+            return StateWrite(name, None, {}, ungathered=ungathered) if gone else None
+        if not stream.dirty and not always:
+            return None
+        stream.dirty = False
+        self._measure(stream)
+        data = pack_stream(stream, kind="stream")
+        return StateWrite(name, data, stream.describe(), pinned=stream.pinned, ungathered=ungathered)
+
+    def _ungather(self, stream: Stream) -> None:
+        """What the stream's tracks have gathered leaves with them, in the store too."""
+        if self._states.deferred:
+            names = [name for name, track in stream.tracks.items() if track.gathered.jobs]
+            self._ungathered.setdefault(stream.name, []).extend(names)
 
     def save(self, stream: Stream) -> None:
-        write_atomically(self._path(stream.name), pack_stream(stream, kind="stream"))
+        self._states.save(stream.name, pack_stream(stream, kind="stream"))
+        self._measure(stream)
         stream.dirty = False
 
     def save_dirty(self) -> None:
         """Save what changed. A stream that cannot be saved stays dirty and is tried again."""
+        if self._states.deferred:
+            return
         for stream in self.held():
             if stream.dirty:
                 try:
@@ -263,39 +394,59 @@ class StreamStore:
                 except StorageFailed as error:
                     log.exception("stream_not_saved", stream=stream.name, why=str(error))
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}{_SUFFIX}"
-
     def _hold(self, stream: Stream) -> Stream:
-        self._held[stream.name] = stream
+        if stream.name not in self._held:
+            self._held[stream.name] = stream
+            self._measure(stream)
         self._held.move_to_end(stream.name)
-        while len(self._held) > self._max_in_memory:
-            oldest = next(iter(self._held.values()))
-            if oldest.dirty:
+        if len(self._held) > self._max_in_memory or self._bytes > self._max_bytes:
+            self._make_room(stream)
+        return stream
+
+    def _make_room(self, in_use: Stream) -> None:
+        for oldest in list(self._held.values()):
+            if len(self._held) <= self._max_in_memory and self._bytes <= self._max_bytes:
+                return
+            if oldest is in_use or oldest.pinned:
+                continue
+            if oldest.dirty and not self._states.deferred:
                 try:
                     self.save(oldest)
                 except StorageFailed as error:
                     log.exception("stream_not_evicted", stream=oldest.name, why=str(error))
-                    break
-            del self._held[oldest.name]
-        return stream
+                    return
+            self._drop(oldest.name)
+            self.evictions += 1
+
+    def _measure(self, stream: Stream) -> None:
+        size = stream.byte_size()
+        self._bytes += size - self._sizes.get(stream.name, 0)
+        self._sizes[stream.name] = size
+
+    def _drop(self, name: str) -> None:
+        self._held.pop(name, None)
+        self._bytes -= self._sizes.pop(name, 0)
 
     def _load(self, name: str) -> Stream | None:
-        path = self._path(name)
-        if not path.is_file():
+        token = self._states.owner_token(
+            name
+        )  # before the read: what changes in between makes it out of date
+        data = self._states.load(name)
+        if data is None:
             return None
         try:
-            return self._unpack(name, path.read_bytes())
+            stream = self._unpack(name, data)
         except (StateFileError, StateMismatch, BadSettings) as error:
             # A stream must not stop answering because its old state is of no use any more.
-            aside = path.with_suffix(".refused")
-            path.replace(aside)
-            log.exception("stream_state_refused", stream=name, why=str(error), kept_as=aside.name)
+            aside = self._states.set_aside(name)
+            log.exception("stream_state_refused", stream=name, why=str(error), kept_as=aside)
             return None
+        stream.token = token
+        return stream
 
     def _unpack(self, name: str, data: bytes) -> Stream:
         header, tracks = unpack_tracks(data, self._encoder)
-        return Stream(
+        stream = Stream(
             name=name,
             method_name=header["method"],
             settings=header["settings"],
@@ -303,8 +454,23 @@ class StreamStore:
             created_at=header["created_at"],
             last_seen=header["last_seen"],
             tracks=tracks,
+            pinned=header.get("pinned", False),
             dirty=False,
         )
+        self._resume_gathering(stream, header)
+        return stream
+
+    def _resume_gathering(self, stream: Stream, header: Mapping[str, Any]) -> None:
+        """The queries that were answered but not yet learned from when the stream was last held."""
+        for name, jobs in self._states.gathered(stream.name).items():
+            if not jobs:
+                continue
+            if name not in stream.tracks:
+                direction = jobs[0].key.direction
+                state = self._source_state(stream.method, direction)
+                stream.tracks[name] = Track(jobs[0].key.gallery, direction, state)
+            used = header.get("tracks", {}).get(name, {}).get("gathered_used", 0)
+            stream.tracks[name].gathered = Gathering.resumed(jobs, used)
 
 
 def pack_stream(stream: Stream, *, kind: str, **about: Any) -> bytes:
@@ -316,6 +482,8 @@ def pack_stream(stream: Stream, *, kind: str, **about: Any) -> bytes:
         "settings": stream.settings,
         "created_at": stream.created_at,
         "last_seen": stream.last_seen,
+        "pinned": stream.pinned,
+        "card": stream.describe(),
         "tracks": {
             key: {
                 "gallery": track.gallery,
@@ -324,6 +492,7 @@ def pack_stream(stream: Stream, *, kind: str, **about: Any) -> bytes:
                 "skipped": track.skipped,
                 "undone": track.undone,
                 "shed": track.shed,
+                "gathered_used": track.gathered.used,
                 "drift": track.drift,
                 "losses": track.losses,
             }

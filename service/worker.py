@@ -1,8 +1,10 @@
 """The worker: one thread that owns every stream state, every gallery and every forward.
 
-It takes jobs from the queue and settles each exactly once. Whatever takes long (an adaptation, encoding
-gallery items) is a *task*: a generator that the loop advances slice by slice, answering one waiting batch
-between two slices. There is at most one task that a client waits for (foreground) and one that none waits
+It takes jobs from the queue and settles each exactly once, together with what the job has changed: a
+state is stored in the same step in which its queries leave the queue. Where that step is refused, because
+another worker owns the stream by now, everything about it is dropped here. Whatever takes long (an
+adaptation, encoding gallery items) is a *task*: a generator that the loop advances slice by slice, answering
+one waiting batch between two slices. There is at most one task that a client waits for (foreground) and one that none waits
 for (background: an adaptation on gathered queries).
 
 Order: jobs of one stream are taken in the order they came. A stream's synchronous batch is taken only
@@ -27,8 +29,9 @@ from encoders.base import Encoder, EncoderError, Modality
 from index.base import GalleryError
 from index.gallery import Gallery
 from service import pipeline
-from service.errors import NotReady, ServiceError
+from service.errors import NotReady, QueueUnreachable, ServiceError
 from service.galleries import Galleries
+from service.gathering import GatheredBatch, Gatherings, GatherLimits
 from service.messages import (
     Adaptation,
     ControlJob,
@@ -41,12 +44,11 @@ from service.messages import (
     Status,
     Target,
     Timings,
-    new_id,
     stream_of,
 )
 from service.metrics import Metrics
 from service.pipeline import EarlyAnswer, Outcome, Ranking, StageTimes
-from service.queue.base import JobQueue
+from service.queue.base import GatherWrite, JobQueue, LostOwnership, Settlement, StateWrite
 from service.settings import Settings
 from service.streams import Stream, StreamStore, Track
 
@@ -56,8 +58,11 @@ _IDLE_S = 1.0
 _CLIENTS_MISTAKES = (ServiceError, GalleryError, AdapterError, EncoderError)
 """Errors that are part of an answer; anything else is a fault of ours and is logged with its traceback."""
 
-Action = Callable[..., Any]
-"""Takes a control job's arguments; returns the answer, or a generator that returns it (a task)."""
+ADOPT = "adopt"
+"""Action of a job that the queue itself puts in: take note of what a stream taken over has gathered."""
+
+Action = Callable[[ControlJob], Any]
+"""Returns the answer, or a generator that returns it (a task)."""
 
 
 class GallerySide:
@@ -130,7 +135,16 @@ class Worker:
         self._actions = actions
         self._foreground: _Task | None = None
         self._background: _Task | None = None
-        self._gathering: dict[tuple[str, str], tuple[Stream, Track]] = {}
+        self._gatherings = Gatherings(
+            GatherLimits(
+                batch_size=settings.batch_size,
+                min_items=settings.gather_min_items,
+                max_age_s=settings.gather_max_age_s,
+                capacity_items=settings.gather_capacity_items,
+                total_items=settings.gather_total_items,
+            ),
+            on_shed=lambda stream, count: metrics.count_adaptation(stream.method_name, "shed", count),
+        )
         self._saved_at = time.monotonic()
         self._stop_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="attune-worker", daemon=True)
@@ -151,9 +165,7 @@ class Worker:
         due       gatherings that hold a full batch and wait for their turn
         """
         adapting = "sync" if self._foreground is not None else "background" if self._background else "none"
-        gatherings = list(self._gathering.values())
-        due = sum(len(track.gathered) >= self._settings.batch_size for _, track in gatherings)
-        return {"adapting": adapting, "gatherings": len(gatherings), "due": due}
+        return {"adapting": adapting, "gatherings": len(self._gatherings), "due": self._gatherings.due()}
 
     # -- the loop -----------------------------------------------------------------------------------
 
@@ -161,9 +173,7 @@ class Worker:
         while not self._finished():
             try:
                 self._tick()
-            except (
-                Exception
-            ):  # the boundary: a fault must not end the thread, and every job is settled below it
+            except Exception:  # the boundary: a fault must not end the thread; jobs are settled below it
                 log.exception("worker_fault")
         self._refuse_the_rest()
         self._streams.save_dirty()
@@ -200,16 +210,11 @@ class Worker:
         return self._foreground is None and background_stream != stream
 
     def _idle_for_s(self) -> float:
-        """Until the next gathering falls due, at most _IDLE_S."""
-        settings = self._settings
-        now = time.monotonic()
-        idle_s = _IDLE_S
-        for _, track in self._gathering.values():
-            if len(track.gathered) >= settings.batch_size:
-                return 0.0
-            if len(track.gathered) >= settings.gather_min_items:
-                idle_s = min(idle_s, track.gathered_since + settings.gather_max_age_s - now)
-        return max(idle_s, 0.0)
+        return _IDLE_S if self._overloaded() else self._gatherings.idle_for_s(_IDLE_S)
+
+    def _overloaded(self) -> bool:
+        """Whether so much waits that answers come first and adaptation has to wait."""
+        return self._queue.pressure() >= self._settings.shed_from_queue_share
 
     def _finished(self) -> bool:
         """After `stop`: nothing waits and nothing is under way, or the grace is over."""
@@ -219,7 +224,8 @@ class Worker:
             return True
         if self._foreground is not None or self._background is not None or self._queue.depth():
             return False
-        self._start_due_gathering(everything=True)
+        if not self._streams.keeps_gatherings:  # they would be lost
+            self._start_due_gathering(everything=True)
         return self._background is None
 
     def _refuse_the_rest(self) -> None:
@@ -227,11 +233,9 @@ class Worker:
         for task in (self._foreground, self._background):
             if task is not None:
                 task.slices.close()
-                for job in task.jobs:
-                    self._queue.fail(job, error)
+                self._fail(task.jobs, error)
         while jobs := self._queue.take(max_items=1 << 30, max_wait_s=0, timeout_s=0, accept=lambda job: True):
-            for job in jobs:
-                self._queue.fail(job, error)
+            self._fail(jobs, error)
 
     def _advance(self, task: _Task) -> _Task | None:
         """One slice further; None when the task has ended, in whatever way."""
@@ -255,23 +259,41 @@ class Worker:
             self._fail(jobs, error)
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        if isinstance(error, LostOwnership | QueueUnreachable):
+            # Whoever owns the stream next does these jobs again, from what was stored.
+            log.warning("jobs_left_to_the_next_owner", jobs=len(jobs), why=str(error))
+            return
         if not isinstance(error, _CLIENTS_MISTAKES):
             log.error("job_failed", error=type(error).__name__, why=str(error)[:300], exc_info=error)
-        for job in jobs:
+        for _ in jobs:
             self._metrics.count_failure(getattr(error, "code", "internal"))
-            self._queue.fail(job, error)
+        try:
+            self._queue.settle(Settlement(results=[(job, error) for job in jobs]))
+        except (LostOwnership, QueueUnreachable) as lost:
+            log.warning("jobs_left_to_the_next_owner", jobs=len(jobs), why=str(lost))
 
     # -- control jobs -------------------------------------------------------------------------------
 
     def _control(self, job: ControlJob) -> None:
-        answer = self._actions[job.action](**job.arguments)
+        if job.action == ADOPT:
+            self._gatherings.watch(self._streams.find_or_create(_given(job.stream)))
+            return
+        answer = self._actions[job.action](job)
         if not isinstance(answer, Generator):
-            self._queue.settle(job, answer)
+            self._settle_control(job, answer)
             return
         self._foreground = _Task(self._settled(job, answer), job.stream, [job])
 
     def _settled(self, job: ControlJob, slices: Generator[None, None, Any]) -> Generator[None, None, None]:
-        self._queue.settle(job, (yield from slices))
+        self._settle_control(job, (yield from slices))
+
+    def _settle_control(self, job: ControlJob, answer: Any) -> None:
+        state = None if job.stream is None else self._streams.write(job.stream)
+        cards = None if job.gallery is None else {job.gallery: self._gallery_card(job.gallery)}
+        self._queue.settle(Settlement(results=[(job, answer)], state=state, cards=cards))
+
+    def _gallery_card(self, name: str) -> dict[str, Any] | None:
+        return self._galleries.describe(name) if self._galleries.exists(name) else None
 
     # -- queries ------------------------------------------------------------------------------------
 
@@ -283,7 +305,10 @@ class Worker:
         if first.key.query_kind == "embedding":
             self._answer_embeddings(batch)
         elif first.mode == "off":
-            self._answer_frozen(batch, status="off", reason="asked for the source model")
+            because = first.frozen_because
+            self._answer_frozen(
+                batch, status="skipped" if because else "off", reason=because or "asked for the source model"
+            )
         elif not gallery.count(first.key.target):
             self._answer_frozen(
                 batch, status="skipped", reason=f"the gallery has no {first.key.target} vectors"
@@ -291,12 +316,28 @@ class Worker:
         else:
             stream = self._streams.find_or_create(first.key.stream)
             track = self._streams.track(stream, first.key)
-            if first.mode == "sync":
+            self._gatherings.watch(stream)
+            if self._sheds(batch):
+                self._answer_without_learning(batch, stream, track, reason="overloaded: answers come first")
+            elif any(job.id in track.state.applied_batches for job in jobs):
+                self._answer_without_learning(batch, stream, track, reason="learned from before")
+            elif first.mode == "sync":
                 self._foreground = _Task(
                     self._adapt_and_answer(batch, stream, track), stream.name, list(jobs)
                 )
             else:
                 self._answer_and_gather(batch, stream, track)
+
+    def _sheds(self, batch: _Batch) -> bool:
+        """Whether a synchronous batch goes without adapting, because many wait or it has waited long."""
+        first = batch.jobs[0]
+        if first.mode != "sync":
+            return False
+        if first.deadline_at is not None:
+            waited, budget = batch.taken_at - first.accepted_at, first.deadline_at - first.accepted_at
+            if waited >= self._settings.shed_from_wait_share * budget:
+                return True
+        return self._overloaded()
 
     def _answer_embeddings(self, batch: _Batch) -> None:
         times = StageTimes()
@@ -319,22 +360,37 @@ class Worker:
             batch, features, ranking, times, method="source", version=0, status=status, reason=reason
         )
 
-    def _answer_and_gather(self, batch: _Batch, stream: Stream, track: Track) -> None:
-        """Asynchronous mode: answer with the current state, let the queries join the next batch."""
+    def _answer_without_learning(self, batch: _Batch, stream: Stream, track: Track, *, reason: str) -> None:
+        """Answer with the stream's current state, which stays as it is."""
         times = StageTimes()
         features, ranking = pipeline.answer(
             **self._encoded(batch, times), k=batch.k, method=stream.method, state=track.state, times=times
         )
-        status: Status = "queued"
-        if stream.method.adapts:
-            self._gather(stream, track, batch.queries)
-            reason = self._gathered(len(track.gathered))
-        else:
-            status, reason = "skipped", f"the stream's method is {stream.method_name}"
         self._settle(
             batch, features, ranking, times, method=stream.method_name, version=track.state.version,
-            status=status, reason=reason,
+            status="skipped", reason=reason,
         )  # fmt: skip
+
+    def _answer_and_gather(self, batch: _Batch, stream: Stream, track: Track) -> None:
+        """Asynchronous mode: answer with the current state, let the queries join the next batch."""
+        if not stream.method.adapts:
+            reason = f"the stream's method is {stream.method_name}"
+            self._answer_without_learning(batch, stream, track, reason=reason)
+            return
+        times = StageTimes()
+        features, ranking = pipeline.answer(
+            **self._encoded(batch, times), k=batch.k, method=stream.method, state=track.state, times=times
+        )
+        shed = track.shed
+        write = self._gatherings.join(stream, track, batch.jobs)
+        self._settle(
+            batch, features, ranking, times, method=stream.method_name, version=track.state.version,
+            status="queued", reason=self._gathered(len(track.gathered)), gathering=write,
+            state=self._streams.write(stream.name) if track.shed != shed else None,
+        )  # fmt: skip
+        while (overflow := self._gatherings.overflow()) is not None:
+            loser, drop = overflow
+            self._queue.settle(Settlement(gathering=drop, state=self._streams.write(loser.name)))
 
     def _adapt_and_answer(self, batch: _Batch, stream: Stream, track: Track) -> Generator[None, None, None]:
         """Synchronous mode: the batch adapts, and its answer comes from the adapted model."""
@@ -343,10 +399,16 @@ class Worker:
 
         def on_answer(early: EarlyAnswer) -> None:
             learned = early.status in ("applied", "applying")
-            self._settle(
+            results = self._results(
                 batch, early.features, early.ranking, times, method=stream.method_name,
                 version=version + learned, status=early.status, reason=early.reason,
             )  # fmt: skip
+            if early.status == "applying":
+                self._queue.answer_early(results)
+            else:
+                answered.extend(results)
+
+        answered: list[tuple[Job, Any]] = []
 
         outcome = yield from pipeline.adapt(
             **self._encoded(batch, times),
@@ -358,7 +420,11 @@ class Worker:
             on_answer=on_answer,
             answer_before_last_update=self._settings.answer_before_last_update,
         )
-        self._commit(stream, track, outcome, len(batch.queries))
+        if self._commit(stream, track, outcome, len(batch.queries)):
+            state = self._streams.write(stream.name)
+            self._queue.settle(Settlement(results=answered, finished=batch.jobs, state=state))
+        else:
+            self._queue.settle(Settlement(results=answered, finished=batch.jobs))
 
     def _encoded(self, batch: _Batch, times: StageTimes) -> dict[str, Any]:
         """The pipeline's arguments for a batch of texts or pictures."""
@@ -379,32 +445,6 @@ class Worker:
 
     # -- gathering and background adaptation --------------------------------------------------------
 
-    def _gather(self, stream: Stream, track: Track, queries: Sequence[Query]) -> None:
-        if not track.gathered:
-            track.gathered_since = time.monotonic()
-        track.gathered.extend(queries)
-        surplus = len(track.gathered) - self._settings.gather_capacity_items
-        if surplus > 0:
-            del track.gathered[:surplus]
-            track.shed += surplus
-            self._metrics.count_adaptation(stream.method_name, "shed", surplus)
-        self._gathering[(stream.name, track.name)] = (stream, track)
-        self._bound_gathering()
-
-    def _bound_gathering(self) -> None:
-        """All gatherings together stay below a limit: the one that waits longest leaves without adapting."""
-        settings = self._settings
-        while len(self._gathering) * settings.gather_capacity_items > settings.gather_total_items:
-            if (
-                sum(len(track.gathered) for _, track in self._gathering.values())
-                <= settings.gather_total_items
-            ):
-                return
-            stream, track = self._gathering.pop(next(iter(self._gathering)))
-            track.shed += len(track.gathered)
-            self._metrics.count_adaptation(stream.method_name, "shed", len(track.gathered))
-            track.gathered = []
-
     def _gathered(self, count: int) -> str:
         size = self._settings.batch_size
         if count >= size:
@@ -412,56 +452,52 @@ class Worker:
         return f"{count} of {size} queries gathered for the next batch"
 
     def _start_due_gathering(self, *, everything: bool = False) -> None:
-        """Begin to adapt on the first gathering that is full, or old enough and not too small."""
-        settings = self._settings
-        now = time.monotonic()
-        for key, (stream, track) in list(self._gathering.items()):
-            if not self._still_there(stream, track):
-                del self._gathering[key]
-                continue
-            count = len(track.gathered)
-            old = everything or now - track.gathered_since >= settings.gather_max_age_s
-            if count >= settings.batch_size or (old and count >= settings.gather_min_items):
-                queries, track.gathered = (
-                    track.gathered[: settings.batch_size],
-                    track.gathered[settings.batch_size :],
-                )
-                track.gathered_since = now
-                if not track.gathered:
-                    del self._gathering[key]
-                else:  # to the back: other streams have their turn
-                    self._gathering[key] = self._gathering.pop(key)
-                self._background = _Task(self._adapt_only(stream, track, queries), stream.name)
-                return
+        if self._overloaded() and not everything:
+            return
+        batch = self._gatherings.next_batch(is_current=self._still_there, everything=everything)
+        if batch is not None:
+            self._background = _Task(self._adapt_only(batch), batch.stream.name)
 
-    def _adapt_only(
-        self, stream: Stream, track: Track, queries: Sequence[Query]
-    ) -> Generator[None, None, None]:
-        gallery = self._galleries.usable(track.gallery)
-        tower, inputs = self._prepare(queries)
-        outcome = yield from pipeline.adapt(
-            tower=tower,
-            inputs=inputs,
-            side=GallerySide(gallery, track.target, self._encoder.device),
-            k=1,
-            method=stream.method,
-            state=track.state,
-            batch_id=new_id(),
-            times=StageTimes(),
-        )
-        self._commit(stream, track, outcome, len(queries))
+    def _adapt_only(self, batch: GatheredBatch) -> Generator[None, None, None]:
+        """Learn from gathered queries. Whatever comes of it, they leave the gathering."""
+        stream, track = batch.stream, batch.track
+        try:
+            gallery = self._galleries.usable(track.gallery)
+            tower, inputs = self._prepare(batch.queries)
+            outcome = yield from pipeline.adapt(
+                tower=tower,
+                inputs=inputs,
+                side=GallerySide(gallery, track.target, self._encoder.device),
+                k=1,
+                method=stream.method,
+                state=track.state,
+                batch_id=batch.id,
+                times=StageTimes(),
+            )
+        except Exception:
+            if self._still_there(stream, track):
+                self._store(stream, batch.write)
+            raise
+        if self._commit(stream, track, outcome, len(batch.queries)):
+            self._store(stream, batch.write)
 
-    def _commit(self, stream: Stream, track: Track, outcome: Outcome, queries: int) -> None:
+    def _store(self, stream: Stream, gathering: GatherWrite) -> None:
+        stream.dirty = True
+        self._queue.settle(Settlement(gathering=gathering, state=self._streams.write(stream.name)))
+
+    def _commit(self, stream: Stream, track: Track, outcome: Outcome, queries: int) -> bool:
+        """Take over what an adaptation came to; False if the stream is no longer this one."""
         if not self._still_there(stream, track):
             log.info(
                 "adaptation_dropped", stream=stream.name, why="the stream was reset or deleted meanwhile"
             )
-            return
+            return False
         track.commit(outcome)
         stream.dirty = True
         self._metrics.count_adaptation(stream.method_name, outcome.status, queries)
         if outcome.status == "undone":
             log.warning("adaptation_undone", stream=stream.name, track=track.name, why=outcome.reason)
+        return True
 
     def _still_there(self, stream: Stream, track: Track) -> bool:
         return self._streams.is_current(stream) and stream.tracks.get(track.name) is track
@@ -469,6 +505,17 @@ class Worker:
     # -- answers ------------------------------------------------------------------------------------
 
     def _settle(
+        self,
+        *answer: Any,
+        gathering: GatherWrite | None = None,
+        state: StateWrite | None = None,
+        **about: Any,
+    ) -> None:
+        """Answer a batch whose jobs are done with it; the arguments are those of `_results`."""
+        results = self._results(*answer, **about)
+        self._queue.settle(Settlement(results=results, gathering=gathering, state=state))
+
+    def _results(
         self,
         batch: _Batch,
         features: Tensor,
@@ -479,7 +526,9 @@ class Worker:
         version: int,
         status: Status,
         reason: str,
-    ) -> None:
+    ) -> list[tuple[Job, Any]]:
+        """One answer a job of the batch."""
+        results: list[tuple[Job, Any]] = []
         mode: Mode = batch.jobs[0].mode
         direction = batch.jobs[0].key.direction
         adaptation = Adaptation(method, mode, direction, version, status, reason, len(batch.queries))
@@ -495,12 +544,12 @@ class Worker:
                 adapt_ms=times.adapt_ms,
                 total_ms=(now - job.accepted_at) * 1e3,
             )
-            self._queue.settle(
-                job, JobAnswer(self._hits(batch, job, features, ranking, rows), adaptation, timings)
-            )
+            hits = self._hits(batch, job, features, ranking, rows)
+            results.append((job, JobAnswer(hits, adaptation, timings)))
             self._metrics.observe_answer(
                 mode=mode, direction=direction, status=status, timings=timings, queries=job.items
             )
+        return results
 
     def _hits(
         self, batch: _Batch, job: RetrieveJob, features: Tensor, ranking: Ranking, rows: slice

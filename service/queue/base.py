@@ -1,23 +1,80 @@
-"""The query stream waiting for the worker. Two ends: `put` for the routes, the rest for the worker."""
+"""The query stream between those who ask and the worker: its two ends, and what passes through them.
+
+`Submitter` is the routes' end, `JobQueue` the worker's. In one process `MemoryQueue` is both; between
+processes they are service/redis/submitter.py and service/redis/queue.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from service.messages import Job
+from service.messages import Job, RetrieveJob
+
+
+class LostOwnership(Exception):
+    """The stream belongs to another worker now, or to nobody. What was to be written was not written."""
+
+
+@dataclass(frozen=True)
+class StateWrite:
+    """A stream's state as it is to be stored.
+
+    data        None deletes it
+    card        its description, plain values
+    pinned      it never expires
+    ungathered  tracks whose gathering leaves with the change
+    """
+
+    stream: str
+    data: bytes | None
+    card: Mapping[str, Any]
+    pinned: bool = False
+    ungathered: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class GatherWrite:
+    """How a track's gathering changes: its `drop` oldest jobs leave, then `join` are appended."""
+
+    stream: str
+    track: str
+    drop: int = 0
+    join: Sequence[RetrieveJob] = ()
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What leaves the worker at once: all of it happens, or nothing.
+
+    results    jobs with their answer, or with the exception that they end in; they leave the queue
+    finished   jobs that `answer_early` has answered; they leave the queue
+    cards      galleries' new descriptions by name; None: the gallery is gone
+    """
+
+    results: Sequence[tuple[Job, Any]] = ()
+    finished: Sequence[Job] = ()
+    state: StateWrite | None = None
+    gathering: GatherWrite | None = None
+    cards: Mapping[str, Mapping[str, Any] | None] | None = None
+
+
+class Submitter(Protocol):
+    """Where requests go in. All methods run on one event loop."""
+
+    async def ask(self, jobs: Sequence[Job], *, timeout_s: float) -> list[Any]:
+        """Admit all jobs or none, and wait for their answers. A caller that is cancelled withdraws its jobs.
+
+        Raises QueueFull, NotReady (closed), QueueUnreachable, DeadlineExceeded, and what the jobs end in.
+        """
+
+    def depth(self) -> int:
+        """Items accepted and not yet taken; between processes a figure about a second old."""
 
 
 class JobQueue(Protocol):
-    """Bounded in items, not in requests. Jobs of one stream are taken in the order they were put."""
-
-    def put(self, jobs: Sequence[Job]) -> list[Future[Any]]:
-        """Admit all jobs or none; one future each, which is settled exactly once.
-
-        Cancelling a future withdraws its job if the worker has not taken it yet. Raises QueueFull,
-        NotReady (closed).
-        """
+    """Where the worker takes jobs and leaves results. A stream's jobs are taken in the order they were put."""
 
     def take(
         self, *, max_items: int, max_wait_s: float, timeout_s: float, accept: Callable[[Job], bool]
@@ -29,14 +86,20 @@ class JobQueue(Protocol):
         Empty: nothing in time, or closed and drained.
         """
 
-    def settle(self, job: Job, answer: Any) -> None:
-        """Hand the answer to whoever waits. A second settlement of the same job is ignored."""
+    def answer_early(self, results: Sequence[tuple[Job, Any]]) -> None:
+        """Hand out answers whose jobs are finished later. Raises LostOwnership, QueueUnreachable."""
 
-    def fail(self, job: Job, error: Exception) -> None:
-        """Hand the error to whoever waits."""
+    def settle(self, settlement: Settlement) -> None:
+        """Hand out results and store what comes with them. A second settlement of a job is ignored.
+
+        Raises LostOwnership, QueueUnreachable: then whoever owns the stream next does the jobs again.
+        """
 
     def depth(self) -> int:
-        """Items waiting, those taken not included."""
+        """Items waiting here, those taken not included."""
+
+    def pressure(self) -> float:
+        """Items waiting anywhere, as a share of the capacity, 0..1."""
 
     def wake(self) -> None:
         """Let a waiting `take` return at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from service.errors import DeadlineExceeded, NotReady, QueueFull
 from service.messages import Job, RetrieveJob, batch_group, stream_of
+from service.queue.base import Settlement
 
 _RATE_SMOOTHING = 0.2
 _LONGEST_RETRY_S = 60.0
@@ -54,8 +56,23 @@ class MemoryQueue:
             self._changed.notify_all()
         return [entry.future for entry in entries]
 
+    async def ask(self, jobs: Sequence[Job], *, timeout_s: float) -> list[Any]:
+        """Put the jobs, wait for all. When the caller leaves, what is not yet taken is withdrawn."""
+        futures = self.put(jobs)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
+        except TimeoutError:
+            raise DeadlineExceeded(f"no answer within {timeout_s:.1f} s") from None
+        finally:
+            for future in futures:
+                _withdraw(future)
+
     def depth(self) -> int:
         return self._items
+
+    def pressure(self) -> float:
+        return self._items / self._capacity
 
     def close(self) -> None:
         with self._changed:
@@ -94,17 +111,13 @@ class MemoryQueue:
             self._woken = True
             self._changed.notify_all()
 
-    def settle(self, job: Job, answer: Any) -> None:
-        future = self._forget(job)
-        if future is not None:
-            with suppress(InvalidStateError):  # settled twice, or the client left meanwhile
-                future.set_result(answer)
+    def answer_early(self, results: Sequence[tuple[Job, Any]]) -> None:
+        for job, result in results:
+            self._resolve(job, result)
 
-    def fail(self, job: Job, error: Exception) -> None:
-        future = self._forget(job)
-        if future is not None:
-            with suppress(InvalidStateError):
-                future.set_exception(error)
+    def settle(self, settlement: Settlement) -> None:
+        """States are the stream store's own business here: it keeps them on disk."""
+        self.answer_early(settlement.results)
 
     # -- inside the lock ----------------------------------------------------------------------------
 
@@ -179,6 +192,16 @@ class MemoryQueue:
                 kept.append(entry)
         self._waiting = kept
 
+    def _resolve(self, job: Job, result: Any) -> None:
+        future = self._forget(job)
+        if future is None:
+            return
+        with suppress(InvalidStateError):  # settled twice, or the client left meanwhile
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
     def _forget(self, job: Job) -> Future[Any] | None:
         with self._changed:
             now = time.monotonic()
@@ -191,3 +214,9 @@ class MemoryQueue:
         if self._rate <= 0:
             return 1.0
         return min(max(1.0, self._items / self._rate), _LONGEST_RETRY_S)
+
+
+def _withdraw(future: Future[Any]) -> None:
+    """Cancel what the worker has not taken; read the error of what failed, so that none is reported lost."""
+    if not future.cancel() and future.done() and not future.cancelled():
+        future.exception()

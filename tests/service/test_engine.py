@@ -136,7 +136,7 @@ async def test_answering_early_gives_the_same_hits_and_the_same_state(
 
 
 def _state(engine: Engine, stream: str = "default") -> AdaptationState:
-    (track,) = engine._streams.find(stream).tracks.values()
+    (track,) = engine._backend.streams.find(stream).tracks.values()
     return track.state
 
 
@@ -275,7 +275,7 @@ async def test_sixty_four_identical_queries_leave_a_finite_state(settings: Calla
 
 
 async def test_an_embedding_is_answered_without_adaptation(engine: Engine) -> None:
-    vector = engine._galleries.usable("things").matrix("image")[7].copy()
+    vector = engine._backend.galleries.usable("things").matrix("image")[7].copy()
     answer = await ask(engine, (Query(embedding=vector),), k=1, adapt="sync")
     assert ids(answer) == [["i7"]]
     assert answer.parts[0].adaptation.status == "skipped"
@@ -319,7 +319,7 @@ async def test_a_gallery_emptied_under_an_adaptation_ends_it_without_a_fault(
     def encode(tower: ToyTower, inputs: torch.Tensor, parameters: Any = None) -> torch.Tensor:
         if parameters is not None and inputs.shape[0] == 16 and tower.forwards % 3 == 2 and not emptied:
             emptied.append(True)  # between two steps of the batch
-            engine._galleries.usable("things").delete(everything)
+            engine._backend.galleries.usable("things").delete(everything)
         return real(tower, inputs, parameters)
 
     monkeypatch.setattr(ToyTower, "encode", encode)
@@ -437,7 +437,7 @@ async def test_a_damaged_snapshot_is_refused_and_the_stream_stays(engine: Engine
     }[damage]
     with pytest.raises(BadRequest):
         await engine.import_snapshot("s", "broken", broken)
-    path = engine._snapshots._path("s", "good")
+    path = engine._backend.snapshots._path("s", "good")
     path.write_bytes(broken)
     with pytest.raises(BadRequest):
         await engine.restore_snapshot("s", "good")
@@ -618,7 +618,7 @@ async def test_a_full_disk_keeps_the_old_snapshot_and_the_stream(
     assert (await engine.describe_stream("s"))["version"] == 1
     assert [card["name"] for card in await engine.list_snapshots("s")] == ["good"]
     assert await engine.export_snapshot("s", "good") == good
-    folder = engine._snapshots._folder
+    folder = engine._backend.snapshots._folder
     assert not list(folder.rglob("*.new"))
 
 
@@ -628,7 +628,7 @@ async def test_streams_beyond_the_limit_go_to_disk_and_come_back(settings: Calla
         for n in range(5):
             await ask(engine, pictures(16, start=n), adapt="sync", stream=f"s{n}")
             await settled_version(engine, f"s{n}", 1)
-        assert engine._streams.count() <= 2
+        assert engine._backend.streams.count() <= 2
         assert {stream["version"] for stream in await engine.list_streams()} == {1}
         again = await ask(engine, pictures(16), adapt="sync", stream="s0")
         assert again.parts[0].adaptation.state_version == 2

@@ -9,6 +9,7 @@ import pytest
 
 from service.errors import DeadlineExceeded, NotReady, QueueFull
 from service.messages import ControlJob, Job, Mode, Query, RetrieveJob, TrackKey
+from service.queue.base import Settlement
 from service.queue.memory import MemoryQueue
 
 
@@ -109,8 +110,8 @@ def test_the_first_settlement_counts() -> None:
     one = job()
     (future,) = queue.put([one])
     take(queue)
-    queue.settle(one, "answer")
-    queue.fail(one, RuntimeError("late"))
+    queue.settle(Settlement(results=[(one, "answer")]))
+    queue.settle(Settlement(results=[(one, RuntimeError("late"))]))
     assert future.result(timeout=0) == "answer"
 
 

@@ -1,0 +1,211 @@
+"""What runs where a model is: encoder, galleries, stream states and the worker that owns them.
+
+A process of role `worker` is this and a few probes; role `all` has an `Engine` in front of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from encoders.base import Encoder
+from index.store import GalleryStore
+from service.catalogue import EncoderCard
+from service.demo_gallery import fill_demo_gallery
+from service.errors import Conflict
+from service.galleries import Galleries
+from service.messages import ControlJob
+from service.metrics import Metrics
+from service.queue.base import JobQueue
+from service.settings import Settings
+from service.snapshots import SnapshotStore
+from service.states import FileStates, StateStore
+from service.streams import StreamStore
+from service.worker import Action, Worker
+
+log = structlog.get_logger(__name__)
+
+
+class Backend:
+    """One encoder, its galleries and streams, and the worker. Making one blocks: it reads the weights."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        metrics: Metrics,
+        encoder: Encoder | None = None,
+        queue: JobQueue,
+        states: StateStore | None = None,
+        alone: Callable[[str], AbstractContextManager[Any]] = lambda name: nullcontext(),
+    ) -> None:
+        """`alone(name)` is held while something is made that other processes might make too."""
+        import torch
+
+        if settings.torch_threads:
+            torch.set_num_threads(settings.torch_threads)
+        folder = Path(settings.data_folder)
+        self.settings = settings
+        self.metrics = metrics
+        self.encoder = encoder or load_encoder(settings)
+        self.queue = queue
+        self.galleries = Galleries(
+            GalleryStore(folder / "galleries", device=str(self.encoder.device)),
+            self.encoder,
+            default_kind=settings.index,
+            batch_size=settings.batch_size,
+        )
+        self.streams = StreamStore(
+            encoder=self.encoder,
+            states=states or FileStates(folder / "streams"),
+            default_method=settings.default_method,
+            default_settings=settings.default_method_settings,
+            max_in_memory=settings.max_streams,
+            max_bytes=settings.max_stream_memory_mib << 20,
+        )
+        self.snapshots = SnapshotStore(encoder=self.encoder, folder=folder / "snapshots")
+        metrics.watch_streams(self.streams.count)
+        if settings.encoder == "demo" and settings.demo_gallery_items:
+            with alone("demo-gallery"):
+                fill_demo_gallery(
+                    self.galleries, self.encoder, settings.default_gallery, settings.demo_gallery_items
+                )
+        self.worker = Worker(
+            encoder=self.encoder,
+            galleries=self.galleries,
+            streams=self.streams,
+            queue=self.queue,
+            settings=settings,
+            metrics=metrics,
+            actions=self._actions(),
+        )
+
+    def start(self) -> None:
+        self.worker.start()
+
+    def warm_up(self) -> None:
+        """One text through the model, so that the first client does not wait for its lazy parts. Blocks."""
+        tower = self.encoder.towers["text"]
+        tower.encode(tower.prepare(["warm up"]))
+
+    def stop(self) -> None:
+        """Finish what was accepted (within the grace), save every state. Blocks."""
+        self.worker.stop(grace_s=self.settings.shutdown_grace_s)
+        self.galleries.close()
+
+    def card(self) -> EncoderCard:
+        """What others need to know of the model and the methods; other processes show and check by it."""
+        from adapters.registry import METHODS
+
+        encoder = self.encoder
+        return EncoderCard(
+            fingerprint=encoder.fingerprint,
+            dimension=encoder.dimension,
+            image_spec=encoder.image_spec.to_dict(),
+            models={
+                "encoder": {
+                    "name": encoder.name,
+                    "fingerprint": encoder.fingerprint,
+                    "dimension": encoder.dimension,
+                    "dtype": encoder.dtype_name,
+                    "device": str(encoder.device),
+                    "temperature": encoder.temperature,
+                    "image_size": [encoder.image_spec.height, encoder.image_spec.width],
+                    "adaptable_parameters": {
+                        modality: sum(value.numel() for value in tower.parameters.values())
+                        for modality, tower in encoder.towers.items()
+                    },
+                },
+                "methods": {
+                    name: {
+                        "summary": method.summary,
+                        "settings": method.settings.model_json_schema().get("properties", {}),
+                    }
+                    for name, method in METHODS.items()
+                },
+                "default_method": self.settings.default_method,
+                "default_gallery": self.settings.default_gallery,
+            },
+        )
+
+    # -- what control jobs ask for ------------------------------------------------------------------
+
+    def _actions(self) -> dict[str, Action]:
+        """By name; run in the worker's thread."""
+        galleries, streams, snapshots = self.galleries, self.streams, self.snapshots
+
+        def plain(act: Callable[..., Any]) -> Action:
+            return lambda job: act(**job.arguments)
+
+        def configure_stream(
+            name: str, method: str | None, settings: Mapping[str, Any] | None, pinned: bool | None
+        ) -> dict[str, Any]:
+            stream, was_reset = streams.configure(name, method, settings, pinned)
+            return stream.describe() | {"reset": was_reset}
+
+        def delete_stream(job: ControlJob) -> None:
+            name, force = job.arguments["name"], job.arguments["force"]
+            if job.again and name not in streams.names():
+                return
+            streams.find(name)
+            if snapshots.list(name) and not force:
+                raise Conflict(f"stream {name!r} has snapshots; delete them, or ask with force=true")
+            snapshots.delete_all(name)
+            streams.delete(name)
+
+        def create_snapshot(job: ControlJob) -> dict[str, Any]:
+            stream = streams.find(job.arguments["stream"])
+            return snapshots.create(stream, job.arguments["name"], job.arguments["note"], job=job.id)
+
+        def delete_snapshot(job: ControlJob) -> None:
+            if not (job.again and not snapshots.exists(**job.arguments)):
+                snapshots.delete(**job.arguments)
+
+        def list_snapshots(stream: str) -> list[dict[str, Any]]:
+            found = snapshots.list(stream)
+            if not found:
+                streams.find(stream)
+            return found
+
+        def restore_snapshot(stream: str, name: str) -> dict[str, Any]:
+            header, tracks = snapshots.read(stream, name)
+            return streams.restore(
+                stream, method=header["method"], settings=header["settings"], tracks=tracks
+            ).describe()
+
+        return {
+            "list_galleries": plain(galleries.list),
+            "describe_gallery": plain(galleries.describe),
+            "create_gallery": plain(galleries.create),
+            "delete_gallery": plain(galleries.delete),
+            "upsert_items": plain(galleries.upsert),
+            "delete_items": plain(galleries.delete_items),
+            "get_item": plain(galleries.get_item),
+            "list_items": plain(galleries.list_items),
+            "list_streams": plain(streams.describe_all),
+            "describe_stream": plain(lambda name: streams.find(name).describe()),
+            "configure_stream": plain(configure_stream),
+            "reset_stream": plain(lambda name: streams.reset(name).describe()),
+            "delete_stream": delete_stream,
+            "create_snapshot": create_snapshot,
+            "list_snapshots": plain(list_snapshots),
+            "restore_snapshot": plain(restore_snapshot),
+            "delete_snapshot": delete_snapshot,
+            "export_snapshot": plain(snapshots.export),
+            "import_snapshot": plain(snapshots.import_),
+        }
+
+
+def load_encoder(settings: Settings) -> Encoder:
+    from encoders import load
+
+    name = settings.encoder
+    if name == "demo":
+        from demo import demo_encoder_path
+
+        name = str(demo_encoder_path())
+    return load.load_encoder(name, device=settings.device, dtype=settings.dtype)

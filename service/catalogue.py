@@ -1,0 +1,63 @@
+"""What requests are checked against before they are queued: a card of the encoder, and one of each gallery.
+
+Free of torch and FAISS, so that a process that only speaks HTTP can hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from index.base import GalleryNotFound
+from service.messages import Target
+
+
+@dataclass(frozen=True)
+class EncoderCard:
+    """Plain values. `image_spec`: encoders.preprocessing.ImageSpec.to_dict(); `models`: what /models shows."""
+
+    fingerprint: str
+    dimension: int
+    image_spec: Mapping[str, Any]
+    models: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GalleryCard:
+    """What a request needs to know before it is queued. `targets`: vectors by modality."""
+
+    name: str
+    targets: Mapping[Target, int]
+
+
+class Catalogue(Protocol):
+    @property
+    def encoder(self) -> EncoderCard:
+        """Raises NotReady while no worker has told."""
+
+    async def gallery(self, name: str) -> GalleryCard:
+        """Raises GalleryNotFound, or why the gallery is refused."""
+
+
+class LocalGalleries(Protocol):
+    """The part of service.galleries.Galleries that any thread may read."""
+
+    cards: Mapping[str, Any]
+
+    def usable(self, name: str) -> Any: ...
+
+
+class LocalCatalogue:
+    """The cards of this process's own worker."""
+
+    def __init__(self, encoder: EncoderCard, galleries: LocalGalleries) -> None:
+        self.encoder = encoder
+        self._galleries = galleries
+
+    async def gallery(self, name: str) -> GalleryCard:
+        card = self._galleries.cards.get(name)
+        if card is None:
+            self._galleries.usable(name)  # raises why: unknown, or refused
+            raise GalleryNotFound(f"there is no gallery {name!r}")
+        return GalleryCard(card.name, card.targets)
