@@ -24,7 +24,8 @@ from index.base import (
 from index.factory import make_index
 from index.gallery import Gallery
 from index.items import Hit, Item, UpsertReport
-from index.store import GalleryInfo, GalleryStore
+from index.manifest import GalleryInfo
+from index.store import GalleryStore
 
 __all__ = [
     "TARGETS",

@@ -38,6 +38,9 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 IndexKind = Literal["flat", "ivf", "hnsw", "torch"]
 KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
 
+REMEDY = "restore the file from a backup, or delete the gallery and add its items again"
+"""For a damaged gallery."""
+
 
 class GalleryError(Exception):
     """Root of everything that this package raises on purpose."""

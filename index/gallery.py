@@ -6,18 +6,23 @@ Letters: B queries, G items that have a vector of the target, D features, k want
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from itertools import compress, islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from index.base import (
+    REMEDY,
     TARGETS,
     BadVector,
     DuplicateId,
     Floats,
+    GalleryCorrupt,
     GalleryError,
+    GalleryNotFound,
     IndexSettings,
     ItemNotFound,
     Mask,
@@ -32,8 +37,54 @@ from index.items import Hit, Item, Record, UpsertReport, check_target, prepare
 _CACHED_FILTERS = 64
 
 
+class Place(NamedTuple):
+    """Where a record stands, without its content."""
+
+    sequence: int
+    id: str
+    targets: set[Target]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Changes:
+    """What a journal holds beyond a generation. Used up inside the transaction that read it."""
+
+    generation: int
+    counts: Mapping[str, int]
+    everything: bool
+    """`written` is all that there is, not only what is new; the rest of the fields is empty then."""
+    removed: Sequence[str]
+    places: Sequence[Place]
+    """Of all that is `written`."""
+    written: Iterator[list[Record]]
+    """In the order of their sequence, in parts."""
+
+
 class Journal(Protocol):
-    """Where a gallery writes a change before it counts. One call is one transaction: all of it or nothing."""
+    """Where a gallery's content is kept. Other processes may read and change it, too."""
+
+    def changed(self) -> bool:
+        """Whether another process may have changed anything since `read`; takes microseconds.
+
+        Raises:
+            StorageError.
+        """
+
+    def transaction(self, *, write: bool) -> AbstractContextManager[None]:
+        """What is read inside is of one moment. With `write` no other process writes meanwhile, and what is
+        saved inside is durable at the end, all of it or, after an error, nothing.
+
+        Raises:
+            GalleryNotFound: another process has deleted the gallery.
+            StorageError: nothing was changed.
+        """
+
+    def read(self, since: int) -> Changes | None:
+        """What was changed after generation `since`; None if nothing was. Everything when called first.
+
+        Raises:
+            GalleryNotFound, GalleryCorrupt.
+        """
 
     def save(
         self,
@@ -43,11 +94,7 @@ class Journal(Protocol):
         written: Sequence[Record],
         removed: Sequence[str],
     ) -> None:
-        """Removes ids, writes records with their vectors, then generation and counts; durable on return.
-
-        Raises:
-            StorageError: nothing was changed.
-        """
+        """Removes ids, writes records with their vectors, then generation and counts."""
 
     def close(self) -> None: ...
 
@@ -58,9 +105,12 @@ class Gallery:
     One thread owns a gallery and makes all calls; there are no locks. A change is written to the journal
     first and to memory after, so one that fails leaves the gallery as it was.
 
+    Other processes may hold the same journal. What they have changed is taken over by `refresh` and before
+    each change of this one's, never in between.
+
     A replaced item keeps its place, unless the modalities of its vectors change: then it moves to the end. So
-    every vector index is in the order of the items, and a gallery loaded from its file has the positions it
-    had before.
+    every vector index is in the order of the items, and two galleries at the same generation have the same
+    positions, whether they were loaded, followed or made the changes.
 
     Scores are inner products of the query with stored unit vectors: the cosine, for unit queries.
     """
@@ -73,23 +123,35 @@ class Gallery:
         settings: IndexSettings,
         created_at: float,
         *,
+        created_by: str = "",
         journal: Journal | None = None,
         device: str | None = None,
     ) -> None:
-        """An empty gallery. `created_at` in seconds since 1970; `device` is for the torch backend."""
+        """An empty gallery; the first `refresh` fills it from its journal.
+
+        Args:
+            created_at: in seconds since 1970.
+            created_by: whatever the maker wants to know it by.
+            device: for the torch backend.
+        """
         self.name = name
         self.dimension = dimension
         self.fingerprint = fingerprint
         self.settings = settings
         self.created_at = created_at
+        self.created_by = created_by
         self.generation = 0
         """Grows by one with each change."""
         self._journal = journal
         self._records: dict[str, Record] = {}
-        self._shelves = {target: _Shelf(settings, dimension, device) for target in TARGETS}
+        self._device = device
+        self._shelves = self._empty_shelves()
         self._next_sequence = 0
         self._masks: OrderedDict[tuple[Target, str], Mask] = OrderedDict()
         self._unusable: str | None = None
+
+    def _empty_shelves(self) -> dict[Target, _Shelf]:
+        return {target: _Shelf(self.settings, self.dimension, self._device) for target in TARGETS}
 
     # Items
 
@@ -139,15 +201,18 @@ class Gallery:
 
         Raises:
             DuplicateId, BadItem, BadVector, UnknownTarget, StorageError: nothing was changed.
+            GalleryNotFound: another process has deleted the gallery.
         """
         self._require_usable()
         if not items:
             return UpsertReport(0, 0)
         written = prepare(items, self.dimension)
         _require_distinct(written)
-        moved = self._order(written)
-        replaced = sum(record.id in self._records for record in written)
-        self._commit(written, moved)
+        with self._transaction(write=True):
+            moved = self._order(written)
+            replaced = sum(record.id in self._records for record in written)
+            self._save(written, moved)
+        self._settle(written, moved)
         return UpsertReport(len(written) - replaced, replaced)
 
     def delete(self, ids: Iterable[str]) -> int:
@@ -155,20 +220,80 @@ class Gallery:
 
         Raises:
             StorageError: nothing was changed.
+            GalleryNotFound: another process has deleted the gallery.
         """
         self._require_usable()
-        present = [item_id for item_id in dict.fromkeys(ids) if item_id in self._records]
+        asked = dict.fromkeys(ids)
+        with self._transaction(write=True):
+            present = [item_id for item_id in asked if item_id in self._records]
+            if present:
+                self._save([], present)
         if present:
-            self._commit([], present)
+            self._settle([], present)
         return len(present)
 
-    def load(self, records: Sequence[Record], *, generation: int) -> None:
-        """Fill an empty gallery with what its journal held. `records` come in the order of their sequence."""
-        if self._records:
-            raise ValueError("only an empty gallery can be loaded")
-        self._apply(records, [])
-        self._next_sequence = records[-1].sequence + 1 if records else 0
-        self.generation = generation
+    def refresh(self) -> bool:
+        """Take over what other processes have changed; returns whether they have. Microseconds if not.
+
+        Raises:
+            GalleryNotFound: another process has deleted the gallery; this one is of no use any more.
+            GalleryCorrupt: the file does not add up; the same.
+            StorageError: the file cannot be read.
+        """
+        self._require_usable()
+        if self._journal is None or not self._journal.changed():
+            return False
+        with self._transaction(write=False) as moved_on:
+            return moved_on
+
+    @contextmanager
+    def _transaction(self, *, write: bool) -> Iterator[bool]:
+        """One of the journal's, with this gallery brought up to date first; yields whether it was not."""
+        if self._journal is None:
+            yield False
+            return
+        try:
+            with self._journal.transaction(write=write):
+                yield self._catch_up(self._journal)
+        except (GalleryNotFound, GalleryCorrupt) as error:
+            self._unusable = str(error)
+            raise
+
+    def _catch_up(self, journal: Journal) -> bool:
+        changes = journal.read(self.generation)
+        if changes is None:
+            return False
+        self._unusable = f"gallery {self.name!r} was interrupted while it followed a change; open it again"
+        self._masks.clear()
+        if changes.everything:
+            self._records.clear()
+            self._shelves = self._empty_shelves()
+        # First all that goes, then all that comes: what comes stands behind what stays.
+        self._apply([], self._outdated(changes))
+        for records in changes.written:
+            self._apply(records, [])
+        if self.counts() != changes.counts:
+            raise GalleryCorrupt(
+                f"gallery {self.name!r} should hold {_in_words(changes.counts)} "
+                f"but holds {_in_words(self.counts())}; {REMEDY}"
+            )
+        self.generation = changes.generation
+        self._unusable = None
+        return True
+
+    def _outdated(self, changes: Changes) -> list[str]:
+        """Ids of the items that are gone, or are to come again at another place."""
+        known = [place for place in changes.places if place.id in self._records]
+        records = [self._records[place.id] for place in known]
+        held = {target: shelf.held(records) for target, shelf in self._shelves.items()}
+        moved = (
+            place.id
+            for row, (place, record) in enumerate(zip(known, records, strict=True))
+            if place.sequence != record.sequence
+            or any(held[target][row] != (target in place.targets) for target in TARGETS)
+        )
+        gone = (item_id for item_id in changes.removed if item_id in self._records)
+        return list(dict.fromkeys([*gone, *moved]))
 
     def _order(self, written: Sequence[Record]) -> list[str]:
         """Gives the records their sequence; returns the ids of those that move to the end."""
@@ -188,7 +313,7 @@ class Gallery:
     def _modalities(self, record: Record) -> set[Target]:
         return {target for target, shelf in self._shelves.items() if shelf.holds(record)}
 
-    def _commit(self, written: Sequence[Record], removed: Sequence[str]) -> None:
+    def _save(self, written: Sequence[Record], removed: Sequence[str]) -> None:
         if self._journal is not None:
             self._journal.save(
                 generation=self.generation + 1,
@@ -196,9 +321,11 @@ class Gallery:
                 written=written,
                 removed=removed,
             )
+
+    def _settle(self, written: Sequence[Record], removed: Sequence[str]) -> None:
+        """Brings to memory what has been written."""
         self._unusable = f"gallery {self.name!r} was interrupted during a change; open it again"
         self._apply(written, removed)
-        self._next_sequence = max(self._next_sequence, 1 + max((r.sequence for r in written), default=-1))
         self.generation += 1
         self._masks.clear()
         self._unusable = None
@@ -222,18 +349,19 @@ class Gallery:
             # The index has the vectors and the journal the JSON.
             record.vectors, record.payload_json = {}, ""
             self._records[record.id] = record
+            self._next_sequence = max(self._next_sequence, record.sequence + 1)
 
     @property
     def usable(self) -> bool:
-        """False when closed, or when a change was interrupted after it was written (by lack of memory)."""
+        """False when closed, deleted by another process, or interrupted in a change (by lack of memory)."""
         return self._unusable is None
 
     def close(self) -> None:
         """Lets the file go. The gallery takes no more searches and changes."""
         self._unusable = f"gallery {self.name!r} is closed"
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close()
 
     def _require_usable(self) -> None:
         if self._unusable is not None:
@@ -322,6 +450,10 @@ class Gallery:
         return self._shelves[target]
 
 
+def _in_words(counts: Mapping[str, int]) -> str:
+    return "{items} items, {image} image and {text} text vectors".format(**counts)
+
+
 def _require_distinct(records: Sequence[Record]) -> None:
     item_id, times = Counter(record.id for record in records).most_common(1)[0]
     if times > 1:
@@ -341,7 +473,11 @@ class _Shelf:
         self._sequences: Positions = np.empty(0, dtype=np.int64)
 
     def holds(self, record: Record) -> bool:
-        return bool(self._find([record])[1][0])
+        return bool(self.held([record])[0])
+
+    def held(self, records: Sequence[Record]) -> Mask:
+        """Which of the records are here [N]."""
+        return self._find(records)[1]
 
     def _find(self, records: Sequence[Record]) -> tuple[Positions, Mask]:
         """Where each record stands or would stand, and whether it does."""

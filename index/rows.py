@@ -12,6 +12,7 @@ import numpy as np
 from index.base import BadVector, Floats, Mask, Positions
 
 _GROWTH = 1.5
+_MOVED_AT_ONCE = 4_096
 
 
 class Rows:
@@ -64,8 +65,11 @@ class Rows:
         first = int(positions.min())
         keep = np.ones(self._count - first, dtype=np.bool_)
         keep[positions - first] = False
-        kept = self._buffer[first : self._count][keep]
-        self._buffer[first : first + len(kept)] = kept
+        kept = first + np.flatnonzero(keep)
+        # Block by block, so that the rows that move are not all held twice.
+        for start in range(0, len(kept), _MOVED_AT_ONCE):
+            block = kept[start : start + _MOVED_AT_ONCE]
+            self._buffer[first + start : first + start + len(block)] = self._buffer[block]
         self._count = first + len(kept)
 
     def take(self, positions: Positions) -> Floats:

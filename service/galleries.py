@@ -1,7 +1,10 @@
 """The galleries of one server: which are open, which are refused and why. Owned by the worker's thread.
 
-`cards` is the exception: an immutable picture of all galleries, replaced after each change, that any
-thread may read.
+`cards` is the exception: an immutable picture of all galleries, replaced after each change, that any thread
+may read; `exists` may be called from any thread, too.
+
+Other processes may make, change and delete galleries in the same folder. Whoever asks for one here gets it as
+it is at that moment; `sync` does the same for all.
 """
 
 from __future__ import annotations
@@ -14,10 +17,10 @@ import numpy as np
 import structlog
 
 from encoders.base import Encoder, Modality
-from index.base import GalleryError, GalleryNotFound, IndexSettings
+from index.base import BadName, GalleryError, GalleryExists, GalleryNotFound, IndexSettings, StorageError
 from index.gallery import Gallery
 from index.items import Item
-from index.store import GalleryStore
+from index.store import GalleryStore, Mark
 from service.errors import BadRequest
 from service.messages import NewItem, Target
 
@@ -33,6 +36,13 @@ class GalleryCard:
     """Vectors by modality."""
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    error: GalleryError
+    mark: Mark | None
+    """Of the files that were refused; None if the same files may be accepted the next time."""
+
+
 class Galleries:
     def __init__(self, store: GalleryStore, encoder: Encoder, *, default_kind: str, batch_size: int) -> None:
         self._store = store
@@ -40,46 +50,100 @@ class Galleries:
         self._default_kind = default_kind
         self._batch_size = batch_size
         self._open: dict[str, Gallery] = {}
-        self._refused: dict[str, GalleryError] = {}
+        self._refused: dict[str, _Refusal] = {}
         self.cards: Mapping[str, GalleryCard] = {}
-        for name in store.names():
-            self._try_open(name)
-        self._publish()
+        self._shown: dict[str, tuple[Gallery, int]] = {}
+        """Of what `cards` is a picture: galleries and their generations."""
+        self.sync()
 
-    def _try_open(self, name: str) -> None:
+    # -- following other processes ------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Bring all galleries and `cards` up to date."""
+        for name in {*self._store.names(), *self._open, *self._refused}:
+            try:
+                self._look(name)
+            except StorageError as error:  # the others are not to wait for this one
+                log.warning("gallery_not_read", gallery=name, why=str(error))
+            self._publish(name)
+
+    def _look(self, name: str) -> None:
+        """Bring one gallery up to date. Raises StorageError if that fails but the gallery can be searched."""
+        refusal = self._refused.get(name)
+        if refusal is not None and refusal.mark is not None and refusal.mark == self._store.mark(name):
+            return
+        # Taken first: if the files change while they are refused, they are looked at again.
+        mark = None if name in self._open else self._mark(name)
         try:
-            self._open[name] = self._store.open(name, self._encoder.fingerprint)
+            gallery = self._store.open(name, self._encoder.fingerprint)
+        except (BadName, GalleryNotFound):
+            self._open.pop(name, None)
+            self._refused.pop(name, None)
         except GalleryError as error:  # another encoder's, damaged: listed and deletable, not searched
-            self._refused[name] = error
-            log.warning("gallery_refused", gallery=name, why=str(error))
+            if name in self._open and self._open[name].usable:
+                raise
+            self._refuse(name, error, None if isinstance(error, StorageError) else mark)
+        else:
+            self._open[name] = gallery
+            self._refused.pop(name, None)
 
-    def _publish(self) -> None:
+    def _mark(self, name: str) -> Mark | None:
+        try:
+            return self._store.mark(name)
+        except BadName:
+            return None
+
+    def _refuse(self, name: str, error: GalleryError, mark: Mark | None) -> None:
+        before = self._refused.get(name)
+        if before is None or str(before.error) != str(error):
+            log.warning("gallery_refused", gallery=name, why=str(error))
+        self._open.pop(name, None)
+        self._refused[name] = _Refusal(error, mark)
+
+    def _publish(self, name: str) -> None:
+        """A new picture of all, if this gallery has changed since the last."""
+        gallery = self._open.get(name)
+        now = None if gallery is None else (gallery, gallery.generation)
+        if now == self._shown.get(name):
+            return
+        self._shown = {name: (gallery, gallery.generation) for name, gallery in self._open.items()}
         self.cards = {
             name: GalleryCard(name, {target: gallery.count(target) for target in gallery.targets()})
             for name, gallery in self._open.items()
         }
 
     def usable(self, name: str) -> Gallery:
-        """Raises GalleryNotFound, or why the gallery is refused."""
+        """The gallery as it is now. Raises GalleryNotFound, why it is refused, or StorageError."""
+        self._look(name)
+        self._publish(name)
         if name in self._refused:
-            raise self._refused[name]
+            raise self._refused[name].error
         try:
             return self._open[name]
         except KeyError:
             raise GalleryNotFound(f"there is no gallery {name!r}") from None
 
     def exists(self, name: str) -> bool:
-        return name in self._open or name in self._refused
+        """Whether there is such a gallery now, usable or not. Opens nothing."""
+        return self._store.exists(name)
 
     # -- actions ------------------------------------------------------------------------------------
 
     def list(self) -> list[dict[str, Any]]:
-        return [self.describe(name) for name in sorted([*self._open, *self._refused])]
+        self.sync()
+        return [self._describe(name) for name in sorted([*self._open, *self._refused])]
 
     def describe(self, name: str) -> dict[str, Any]:
+        self._look(name)
+        self._publish(name)
+        return self._describe(name)
+
+    def _describe(self, name: str) -> dict[str, Any]:
         if name in self._refused:
             return self._describe_refused(name)
-        gallery = self.usable(name)
+        gallery = self._open.get(name)
+        if gallery is None:
+            raise GalleryNotFound(f"there is no gallery {name!r}")
         return {
             "name": name,
             "items": len(gallery),
@@ -94,7 +158,7 @@ class Galleries:
         }
 
     def _describe_refused(self, name: str) -> dict[str, Any]:
-        refused = {"name": name, "status": "refused", "why": str(self._refused[name])}
+        refused = {"name": name, "status": "refused", "why": str(self._refused[name].error)}
         try:
             info = self._store.describe(name)
         except GalleryError:
@@ -110,28 +174,46 @@ class Galleries:
             "generation": info.generation,
         }
 
-    def create(self, name: str, index: Mapping[str, Any] | None) -> dict[str, Any]:
+    def create(self, name: str, index: Mapping[str, Any] | None, *, job: str | None = None) -> dict[str, Any]:
+        """A new, empty gallery. Asked again for the same `job` (an id of any kind), the one made then.
+
+        Raises GalleryExists, BadName, BadSettings, StorageError.
+        """
         settings = IndexSettings.from_dict({"kind": self._default_kind, **(index or {})})
-        self._open[name] = self._store.create(
-            name, self._encoder.dimension, self._encoder.fingerprint, settings
-        )
-        self._publish()
+        encoder = self._encoder
+        try:
+            self._store.create(name, encoder.dimension, encoder.fingerprint, settings, created_by=job or "")
+        except GalleryExists:
+            if not job or not self._made_by(name, job):
+                raise
         return self.describe(name)
 
-    def delete(self, name: str) -> None:
-        if not self.exists(name):
-            raise GalleryNotFound(f"there is no gallery {name!r}")
-        self._store.delete(name)
-        self._open.pop(name, None)
-        self._refused.pop(name, None)
-        self._publish()
+    def _made_by(self, name: str, job: str) -> bool:
+        try:
+            return self._store.describe(name).created_by == job
+        except GalleryError:
+            return False
+
+    def delete(self, name: str, *, again: bool = False) -> None:
+        """Remove a gallery, a refused one too. With `again`, of a job delivered once more, it may be gone.
+
+        Raises GalleryNotFound, StorageError.
+        """
+        try:
+            self._store.delete(name)
+        except (BadName, GalleryNotFound):
+            if not again:
+                raise GalleryNotFound(f"there is no gallery {name!r}") from None
+        finally:
+            self._look(name)
+            self._publish(name)
 
     def upsert(self, name: str, items: Sequence[NewItem]) -> Generator[None, None, dict[str, Any]]:
         """Encode what has no vector yet, with the source model, and store all items in one transaction.
 
         A generator: it yields between the encoder's batches.
         """
-        gallery = self.usable(name)
+        self.usable(name)  # raises before anything is encoded
         encoded: list[dict[Target, np.ndarray]] = [dict(item.embeddings) for item in items]
         to_encode: dict[Modality, list[int]] = {
             "image": [row for row, item in enumerate(items) if item.pixels is not None],
@@ -150,13 +232,14 @@ class Galleries:
                 raise BadRequest(
                     f"item {item.id[:100]!r} has neither text nor image nor embedding", code="empty_item"
                 )
+        gallery = self.usable(name)  # another process may have replaced it meanwhile
         report = gallery.upsert(
             [
                 Item(id=item.id, payload=dict(item.payload), text=item.text, vectors=vectors)
                 for item, vectors in zip(items, encoded, strict=True)
             ]
         )
-        self._publish()
+        self._publish(name)
         return {"added": report.added, "replaced": report.replaced, "items": len(gallery)}
 
     def _encode(self, modality: Modality, items: Sequence[NewItem]) -> np.ndarray:
@@ -167,7 +250,7 @@ class Galleries:
 
     def delete_items(self, name: str, ids: Sequence[str]) -> int:
         removed = self.usable(name).delete(list(ids))
-        self._publish()
+        self._publish(name)
         return removed
 
     def get_item(self, name: str, id: str) -> dict[str, Any]:
