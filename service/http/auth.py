@@ -1,34 +1,41 @@
-"""Who may change things: the admin key, and no foreign web page."""
+"""Who may do what: API keys for queries, the admin key for changes, and no foreign web page."""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+import ipaddress
+from collections.abc import Iterable
 from typing import Annotated
 
 from fastapi import Depends
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.types import Scope
 
 from service.errors import Forbidden, Unauthorized
 from service.http.dependencies import SettingsDep
 
-_bearer = HTTPBearer(auto_error=False, scheme_name="bearer", description="The server's admin key.")
-_header = APIKeyHeader(
-    name="X-Attune-Admin-Key", auto_error=False, scheme_name="header", description="The server's admin key."
+_bearer = HTTPBearer(auto_error=False, scheme_name="bearer", description="The admin key or an API key.")
+_admin_header = APIKeyHeader(
+    name="X-Attune-Admin-Key", auto_error=False, scheme_name="admin", description="The server's admin key."
+)
+_api_header = APIKeyHeader(
+    name="X-Attune-Api-Key", auto_error=False, scheme_name="api", description="One of the API keys."
 )
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
+BearerDep = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+AdminHeaderDep = Annotated[str | None, Depends(_admin_header)]
+ApiHeaderDep = Annotated[str | None, Depends(_api_header)]
 
-async def require_admin(
-    settings: SettingsDep,
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-    header: Annotated[str | None, Depends(_header)],
-) -> None:
+
+async def require_admin(settings: SettingsDep, bearer: BearerDep, header: AdminHeaderDep) -> None:
     """Let the request pass if the server has no admin key, or the request carries it.
 
     Raises:
-        Unauthorized: no key, or a wrong one.
+        Unauthorized: no key, or a wrong one; an API key is a wrong one.
     """
     if settings.admin_key is None:
         return
@@ -37,11 +44,39 @@ async def require_admin(
         raise Unauthorized(
             "this route needs the admin key: send `Authorization: Bearer KEY` or `X-Attune-Admin-Key: KEY`"
         )
-    if not _same(offered, settings.admin_key.get_secret_value()):
+    if _known(offered, [settings.admin_key]) is None:
         raise Unauthorized("the admin key is wrong")
 
 
+async def require_key(
+    request: Request,
+    settings: SettingsDep,
+    bearer: BearerDep,
+    api_header: ApiHeaderDep,
+    admin_header: AdminHeaderDep,
+) -> str:
+    """Who asks, as a name without secrets that rate limits count by: a key's digest, or an address.
+
+    Raises:
+        Unauthorized: the server has API keys, and the request carries neither one of them nor the admin key.
+    """
+    if not settings.api_keys:
+        return f"address:{_address(request)}"
+    offered = bearer.credentials if bearer is not None else api_header or admin_header
+    if offered is None:
+        raise Unauthorized(
+            "this route needs an API key: send `Authorization: Bearer KEY` or `X-Attune-Api-Key: KEY`"
+        )
+    admin = [] if settings.admin_key is None else [settings.admin_key]
+    digest = _known(offered, [*settings.api_keys, *admin])
+    if digest is None:
+        raise Unauthorized("the API key is wrong")
+    return f"key:{digest.hex()[:32]}"
+
+
 Admin = Depends(require_admin)
+Key = Depends(require_key)
+CallerDep = Annotated[str, Key]
 
 
 def refuse_foreign_page(scope: Scope) -> None:
@@ -58,6 +93,28 @@ def refuse_foreign_page(scope: Scope) -> None:
         raise Forbidden("requests from web pages of other sites are refused")
 
 
-def _same(offered: str, key: str) -> bool:
-    """Compared in constant time, so that the answer's delay tells nothing of the key."""
-    return hmac.compare_digest(offered.encode("utf-8", "replace"), key.encode("utf-8"))
+def _known(offered: str, keys: Iterable[SecretStr]) -> bytes | None:
+    """The digest of `offered` if it is one of `keys`.
+
+    Digests of one length are compared in constant time, and always all of them, so that the answer's delay
+    tells nothing of the keys.
+    """
+    digest = _digest(offered)
+    matches = [hmac.compare_digest(digest, _digest(key.get_secret_value())) for key in keys]
+    return digest if any(matches) else None
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "replace")).digest()
+
+
+def _address(request: Request) -> str:
+    """The client's address; of IPv6 the network, because one client has 2^64 addresses of it."""
+    host = request.client.host if request.client is not None else "unknown"
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host  # the path of a socket, or what a proxy told
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
+    return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Protocol, TypeVar, cast
 
 from anyio import CapacityLimiter
 from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
+from service import tracing
 from service.errors import NotReady
 from service.http.engine import Engine
+from service.metrics import Metrics
 from service.settings import Settings
 
 Result = TypeVar("Result")
@@ -35,14 +37,31 @@ async def _decoders(request: Request) -> CapacityLimiter:
     return cast(CapacityLimiter, request.app.state.decoders)
 
 
+class RateLimits(Protocol):
+    """`service.http.limits.Limits`, which only servers with limits load."""
+
+    async def charge(self, *, caller: str, stream: str, queries: int, metrics: Metrics) -> None: ...
+    async def close(self) -> None: ...
+
+
+async def _limits(request: Request) -> RateLimits | None:
+    return cast(RateLimits | None, request.app.state.limits)
+
+
 SettingsDep = Annotated[Settings, Depends(_settings)]
 EngineDep = Annotated[Engine, Depends(_engine)]
 DecodersDep = Annotated[CapacityLimiter, Depends(_decoders)]
+LimitsDep = Annotated[RateLimits | None, Depends(_limits)]
 
 
 def note(request: Request, **fields: Any) -> None:
     """Add fields to the one log line of this request."""
     request.scope.setdefault("attune", {}).update(fields)
+
+
+def carrier(request: Request) -> dict[str, str]:
+    """What travels with a job to whoever does it: this request's id, and the trace it is part of."""
+    return tracing.inject(request_id=request.scope.get("attune", {}).get("request_id"))
 
 
 async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from contextlib import AbstractContextManager
 from typing import Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
+from service import tracing
 from service.http.auth import refuse_foreign_page
-from service.http.errors import Failure, failure_of, internal
+from service.http.errors import Failure, failure_of, internal, shorten
+from service.metrics import known_method
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _QUIET = frozenset({"/livez", "/readyz", "/metrics"})
+_NAMES = frozenset({"gallery", "stream", "snapshot"})
+_SHOWN_IN_SPANS = frozenset({"stream", "gallery", "queries", "state_version", "code"})
 CLIENT_LEFT = 499
 
 log = structlog.get_logger("attune.http")
@@ -33,6 +39,15 @@ class Gate:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(scope, send)
+        with bound_contextvars(request_id=exchange.id):
+            if not tracing.enabled() or scope["path"] in _QUIET:
+                await self._answer(exchange, scope, receive)
+                return
+            with tracing.attach(_context_of(scope)), _server_span(scope, exchange.id) as span:
+                await self._answer(exchange, scope, receive)
+                exchange.describe(span)
+
+    async def _answer(self, exchange: _Exchange, scope: Scope, receive: Receive) -> None:
         try:
             refuse_foreign_page(scope)
             await self.app(scope, receive, exchange.send)
@@ -46,7 +61,7 @@ class Gate:
     def _failure(self, error: Exception, exchange: _Exchange) -> Failure:
         failure = failure_of(error)
         if failure is None or failure.status == 500:
-            log.error("unexpected error", request_id=exchange.id, exc_info=error)
+            log.error("unexpected error", exc_info=error, **exchange.fields())
         return failure or internal(exchange.id)
 
 
@@ -61,7 +76,8 @@ class _Exchange:
         self._send = send
         self._started = False
         self._began = time.perf_counter()
-        self._fields: dict[str, Any] = scope.setdefault("attune", {})
+        self._noted: dict[str, Any] = scope.setdefault("attune", {})
+        self._noted["request_id"] = self.id
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -74,8 +90,17 @@ class _Exchange:
         """Answer with `failure`, unless an answer has begun: then the connection just ends."""
         if self._started:
             return
-        self._fields["code"] = failure.code
+        self._noted["code"] = failure.code
         await failure.response()(self._scope, receive, self.send)
+
+    def fields(self) -> dict[str, Any]:
+        """What every log line of this request says: its id, what the route noted, what its path names."""
+        fields = dict(self._noted)
+        for name, value in self._scope.get("path_params", {}).items():
+            if name in _NAMES and isinstance(value, str) and len(value) <= 128 and _ID.fullmatch(value):
+                fields.setdefault(name, value)
+        trace_id = tracing.trace_id()
+        return fields if trace_id is None else {**fields, "trace_id": trace_id}
 
     def record(self) -> None:
         seconds = time.perf_counter() - self._began
@@ -88,9 +113,22 @@ class _Exchange:
             method=self._scope["method"],
             status=self.status,
             ms=round(seconds * 1000, 2),
-            request_id=self.id,
-            **self._fields,
+            **self.fields(),
         )
+
+    def describe(self, span: tracing.Span) -> None:
+        """Name the server span and say how it ended, now that route and status are known."""
+        route = getattr(self._scope.get("route"), "path", None)
+        if route is not None:
+            span.set_attribute("http.route", route)
+        method = known_method(self._scope["method"])
+        span.update_name(f"{method or 'HTTP'} {route}" if route else method or "HTTP")
+        span.set_attribute("http.response.status_code", self.status)
+        for name, value in self.fields().items():
+            if name in _SHOWN_IN_SPANS and value is not None:
+                span.set_attribute(f"attune.{name}", value)
+        if self.status >= 500:
+            tracing.mark_failed(span, str(self.status))
 
     def _count(self, route: str, seconds: float) -> None:
         app = self._scope.get("app")
@@ -99,6 +137,25 @@ class _Exchange:
             engine.metrics.observe_request(
                 route=route, method=self._scope["method"], status=self.status, seconds=seconds
             )
+
+
+def _server_span(scope: Scope, request_id: str) -> AbstractContextManager[tracing.Span]:
+    """After the semantic conventions of HTTP servers; never the query string, which may hold filters."""
+    method = known_method(scope["method"])
+    attributes = {
+        "http.request.method": method or "_OTHER",
+        "url.path": shorten(scope["path"]),
+        "url.scheme": scope.get("scheme", "http"),
+        "network.protocol.version": scope.get("http_version", "1.1"),
+        "attune.request_id": request_id,
+    }
+    return tracing.span(method or "HTTP", kind="server", **attributes)
+
+
+def _context_of(scope: Scope) -> dict[str, str]:
+    """The trace that the client is in, if it says so."""
+    headers = Headers(scope=scope)
+    return {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
 
 
 def _route(scope: Scope) -> str:

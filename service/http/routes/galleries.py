@@ -1,4 +1,4 @@
-"""Galleries and their items. Reading is open; changing needs the admin key where one is set."""
+"""Galleries and their items. Reading needs an API key, changing the admin key, where they are set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.http.auth import Admin
+from service.http.auth import Admin, Key
 from service.http.bodies import json_body
 from service.http.dependencies import DecodersDep, EngineDep, SettingsDep, note
 from service.http.items import check_count, decode_items
@@ -38,7 +38,7 @@ ITEMS_EXAMPLE = {
 }
 
 
-@router.get("", summary="All galleries", responses=answers(GalleriesShown, "By name."))
+@router.get("", summary="All galleries", dependencies=[Key], responses=answers(GalleriesShown, "By name."))
 async def list_galleries(engine: EngineDep) -> Response:
     return json_response({"galleries": await engine.list_galleries()})
 
@@ -58,7 +58,12 @@ async def create_gallery(
     return json_response(await engine.create_gallery(body.name, body.index), status=201)
 
 
-@router.get("/{gallery}", summary="One gallery", responses=answers(GalleryShown, "The gallery."))
+@router.get(
+    "/{gallery}",
+    summary="One gallery",
+    dependencies=[Key],
+    responses=answers(GalleryShown, "The gallery."),
+)
 async def describe_gallery(gallery: GalleryPath, engine: EngineDep) -> Response:
     return json_response(await engine.describe_gallery(gallery))
 
@@ -106,7 +111,12 @@ async def delete_items(
     return json_response({"deleted": await engine.delete_items(gallery, body.ids)})
 
 
-@router.get("/{gallery}/items", summary="Items, page by page", responses=answers(ItemPage, "One page."))
+@router.get(
+    "/{gallery}/items",
+    summary="Items, page by page",
+    dependencies=[Key],
+    responses=answers(ItemPage, "One page."),
+)
 async def list_items(
     gallery: GalleryPath,
     engine: EngineDep,
@@ -116,7 +126,12 @@ async def list_items(
     return json_response(await engine.list_items(gallery, offset, limit))
 
 
-@router.get("/{gallery}/items/{id:path}", summary="One item", responses=answers(ItemShown, "The item."))
+@router.get(
+    "/{gallery}/items/{id:path}",
+    summary="One item",
+    dependencies=[Key],
+    responses=answers(ItemShown, "The item."),
+)
 async def get_item(
     gallery: GalleryPath,
     id: Annotated[str, Path(min_length=1, max_length=512, description="The item's id.")],

@@ -18,15 +18,20 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/", include_in_schema=False)
-async def about() -> Response:
-    return json_response({"name": "attune", "version": VERSION, "docs": "/docs", "openapi": "/openapi.json"})
+async def about(request: Request) -> Response:
+    card = {"name": "attune", "version": VERSION}
+    if request.app.openapi_url is not None:
+        card |= {"docs": "/docs", "openapi": "/openapi.json"}
+    return json_response(card)
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez", summary="Does the process answer?", responses=answers(StatusShown, "It does."))
 async def livez() -> Response:
     return json_response({"status": "alive"})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Does it answer queries?", responses=answers(StatusShown, "It does."))
 async def readyz(engine: EngineDep) -> Response:
     """503 while the model loads and after the shutdown began."""

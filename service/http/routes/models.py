@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from service.http.auth import Key
 from service.http.dependencies import EngineDep
 from service.http.responses import json_response
 
@@ -20,6 +21,6 @@ _SHOWN: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/models", summary="Encoder, methods and live numbers", responses=_SHOWN)
+@router.get("/models", summary="Encoder, methods and live numbers", dependencies=[Key], responses=_SHOWN)
 async def models(engine: EngineDep) -> Response:
     return json_response(engine.describe_models())

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from service.http.auth import Admin
 from service.http.bodies import json_body, media_type, read_bytes, unsupported
 from service.http.dependencies import EngineDep, SettingsDep, note
+from service.http.engine import Card
 from service.http.errors import Refusal
 from service.http.openapi import answers, bytes_request, json_request
 from service.http.responses import json_response, no_content
@@ -29,14 +30,20 @@ from service.settings import STREAM_NAME
 router = APIRouter(prefix="/admin/streams", tags=["streams"], dependencies=[Admin])
 
 
+def _answer(request: Request, card: Card, status: int = 200) -> Response:
+    """`card` of a stream or a snapshot; its version goes into the log."""
+    note(request, state_version=card.get("version"))
+    return json_response(card, status=status)
+
+
 @router.get("", summary="All streams", responses=answers(StreamsShown, "In memory and on disk."))
 async def list_streams(engine: EngineDep) -> Response:
     return json_response({"streams": await engine.list_streams()})
 
 
 @router.get("/{stream}", summary="One stream", responses=answers(StreamShown, "With its tracks and drift."))
-async def describe_stream(stream: StreamPath, engine: EngineDep) -> Response:
-    return json_response(await engine.describe_stream(stream))
+async def describe_stream(stream: StreamPath, engine: EngineDep, request: Request) -> Response:
+    return _answer(request, await engine.describe_stream(stream))
 
 
 @router.put(
@@ -51,18 +58,15 @@ async def configure_stream(
     engine: EngineDep,
     request: Request,
 ) -> Response:
-    note(request, stream=stream)
-    return json_response(await engine.configure_stream(stream, body.method, body.settings))
+    return _answer(request, await engine.configure_stream(stream, body.method, body.settings))
 
 
 @router.delete("/{stream}", summary="Delete a stream", status_code=204)
 async def delete_stream(
     stream: StreamPath,
     engine: EngineDep,
-    request: Request,
     force: Annotated[bool, Query(description="Delete its snapshots too; else they refuse it.")] = False,
 ) -> Response:
-    note(request, stream=stream)
     await engine.delete_stream(stream, force=force)
     return no_content()
 
@@ -71,8 +75,7 @@ async def delete_stream(
     "/{stream}/reset", summary="Back to the source model", responses=answers(StreamShown, "The stream.")
 )
 async def reset_stream(stream: StreamPath, engine: EngineDep, request: Request) -> Response:
-    note(request, stream=stream)
-    return json_response(await engine.reset_stream(stream))
+    return _answer(request, await engine.reset_stream(stream))
 
 
 @router.get(
@@ -97,8 +100,7 @@ async def create_snapshot(
     engine: EngineDep,
     request: Request,
 ) -> Response:
-    note(request, stream=stream)
-    return json_response(await engine.create_snapshot(stream, body.name, body.note), status=201)
+    return _answer(request, await engine.create_snapshot(stream, body.name, body.note), 201)
 
 
 # Before the routes with a snapshot's name in this place, which would take "import" for one.
@@ -119,13 +121,12 @@ async def import_snapshot(
         Query(min_length=1, max_length=64, pattern=STREAM_NAME, description="None: the name in the file."),
     ] = None,
 ) -> Response:
-    note(request, stream=stream)
     if media_type(request) != "application/octet-stream":
         raise unsupported(media_type(request), "application/octet-stream")
     data = await read_bytes(request, settings.max_snapshot_bytes)
     if not data:
         raise Refusal(422, "invalid_request", "the body is empty; it should be a snapshot file")
-    return json_response(await engine.import_snapshot(stream, name, data), status=201)
+    return _answer(request, await engine.import_snapshot(stream, name, data), 201)
 
 
 @router.post(
@@ -136,8 +137,7 @@ async def import_snapshot(
 async def restore_snapshot(
     stream: StreamPath, snapshot: SnapshotPath, engine: EngineDep, request: Request
 ) -> Response:
-    note(request, stream=stream)
-    return json_response(await engine.restore_snapshot(stream, snapshot))
+    return _answer(request, await engine.restore_snapshot(stream, snapshot))
 
 
 @router.delete("/{stream}/snapshots/{snapshot}", summary="Delete a snapshot", status_code=204)
