@@ -74,18 +74,40 @@ def test_drift_is_counted_by_method_and_direction() -> None:
     assert b"something_new" not in metrics.render()
 
 
-def test_what_happens_to_streams_leases_and_redis_is_counted() -> None:
+def busy() -> Metrics:
+    """Numbers of which every one was counted at least once."""
     metrics = Metrics()
+    metrics.observe_answer(
+        mode="sync", direction="image->text", status="applied", timings=Timings(), queries=1, method="tcr"
+    )
+    metrics.count_failure("internal")
+    metrics.observe_batch(1)
+    metrics.count_adaptation("tcr", "applied", 64)
+    figures = dict.fromkeys(
+        ("modality_gap", "modality_gap_target", "uniformity", "entropy_nats", "source_likeness"), 0.5
+    )
+    metrics.observe_drift(method="tcr", direction="text->image", version=7, figures=figures)
+    metrics.observe_request(route="/livez", method="GET", status=200, seconds=0.001)
     metrics.count_eviction()
     metrics.count_lease_move("gained", 32)
     metrics.count_lease_move("lost")
     metrics.count_redelivery(3)
     metrics.count_redis_error()
+    metrics.set_redis_up(True)
+    metrics.watch_workers(lambda: 2)
+    metrics.watch_leases(lambda: 32)
     metrics.count_dropped("cancelled", 5)
     metrics.count_rate_limited("stream")
     metrics.count_guard_action("rollback")
     metrics.observe_guard(method="tcr", source_likeness_change=0.015, modality_gap_change=-0.003)
     metrics.observe_adaptation_seconds("tcr", 0.3)
+    stream = StreamFigures("shop-7", "text->image", 7, 0.5, 0.4, 0.6, 1.0)
+    metrics.watch_stream_figures(lambda: [stream], most=1)
+    return metrics
+
+
+def test_what_happens_to_streams_leases_and_redis_is_counted() -> None:
+    metrics = busy()
     expected = [
         ("attune_stream_evictions_total", {}, 1),
         ("attune_lease_moves_total", {"action": "gained"}, 32),
@@ -158,7 +180,6 @@ def test_server_may_show_no_stream_at_all() -> None:
 
 
 def test_no_other_metric_names_streams_galleries_or_items() -> None:
-    metrics = Metrics()
     allowed = {
         "method",
         "direction",
@@ -172,10 +193,12 @@ def test_no_other_metric_names_streams_galleries_or_items() -> None:
         "by",
         "le",
     }
-    for family in metrics.registry.collect():
+    for family in busy().registry.collect():
+        assert family.samples, f"{family.name} is counted by nothing"
         labels = {label for sample in family.samples for label in sample.labels}
-        if not family.name.startswith("attune_stream_"):
-            assert labels <= allowed, family.name
+        assert labels <= (allowed | {"stream"} if family.name.startswith("attune_stream_") else allowed), (
+            family
+        )
 
 
 def _streams(metrics: Metrics) -> set[str]:
