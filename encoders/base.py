@@ -39,6 +39,9 @@ class Inputs(Protocol):
 
     def __len__(self) -> int: ...
 
+    def __getitem__(self, rows: torch.Tensor) -> Inputs:
+        """The rows of these numbers (int64 [n]) as a batch of their own, not prepared again."""
+
 
 class Tower(Protocol):
     """The encoder of one modality.

@@ -48,6 +48,11 @@ class Prepared:
     def __len__(self) -> int:
         return int(self.hidden.shape[0])
 
+    def __getitem__(self, rows: Tensor) -> Prepared:
+        """Those rows (int64 [n]) as a batch of their own."""
+        mask = None if self.mask is None else self.mask[rows]
+        return Prepared(self.hidden[rows], mask, None if self.positions is None else self.positions[rows])
+
 
 @dataclass(frozen=True)
 class Buckets:
@@ -61,6 +66,17 @@ class Buckets:
 
     def __len__(self) -> int:
         return len(self.order)
+
+    def __getitem__(self, rows: Tensor) -> Buckets:
+        """Those rows (int64 [n]) as a batch of their own, each still in its group."""
+        standing, order = self.order[rows].sort()
+        parts, start = [], 0
+        for part in self.parts:
+            inside = standing[(standing >= start) & (standing < start + len(part))]
+            if len(inside):
+                parts.append(part[inside - start])
+            start += len(part)
+        return Buckets(parts, order.argsort())
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -16,8 +16,12 @@ import torch
 from torch import Tensor
 
 from adapters.base import Forward, Method, StepReport
+from adapters.drift import relative_distance
 from adapters.state import AdaptationState
 from encoders.base import Tower
+from service.guard.canaries import CheckCanaries
+from service.guard.guard import Guard, GuardEvent, Ruling
+from service.guard.look import Look, look_at, sample_rows
 
 
 @dataclass(frozen=True)
@@ -49,26 +53,35 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an adaptation ended. `state` is the one to commit; None when there is nothing to commit."""
+    """How an adaptation ended.
+
+    state  the one to commit; None when there is nothing to commit
+    guard  the guard to commit with it; None where none watched
+    event  what the guard did, if anything
+    """
 
     status: Literal["applied", "skipped", "undone"]
     reason: str
     state: AdaptationState | None
     losses: Mapping[str, float] = field(default_factory=dict)
     drift: Mapping[str, float] = field(default_factory=dict)
+    guard: Guard | None = None
+    event: GuardEvent | None = None
 
 
 @dataclass(frozen=True)
 class EarlyAnswer:
     """What `adapt` hands out once the last forward is ranked.
 
-    status is `applying` while the last update is still to come, otherwise what became of the batch.
+    status   is `applying` while the last update is still to come, otherwise what became of the batch
+    version  of the stream's state once the batch is committed
     """
 
     features: Tensor
     ranking: Ranking
     status: Literal["applying", "applied", "skipped", "undone"]
     reason: str
+    version: int
 
 
 OnAnswer = Callable[[EarlyAnswer], None]
@@ -127,6 +140,8 @@ def adapt(
     times: StageTimes,
     on_answer: OnAnswer | None = None,
     answer_before_last_update: bool = True,
+    guard: Guard | None = None,
+    canaries: CheckCanaries | None = None,
 ) -> Generator[None, None, Outcome]:
     """Let a stream's state learn from one batch; the paper's online protocol.
 
@@ -135,41 +150,121 @@ def adapt(
     batch is also ranked: by the features of the last step's forward (the released protocol), before
     that step's update where `answer_before_last_update`; or, if the method says so, by one more forward
     after the last update. `on_answer` is called exactly once unless an exception escapes.
+
+    With a `guard` the batch is looked at after its first forward, and the guard rules: the batch is learned
+    from, or answered without, under this state or an earlier one. `canaries` are checked when they are due.
     """
+    batch = _Batch(tower, inputs, side, k, method, batch_id, times, on_answer, answer_before_last_update)
+    if guard is None or not guard.watches(method):
+        return (yield from _learn(batch, state))
+    first = _look(batch, state)
+    if first.empty:
+        return _without_candidates(batch, first, state.version)
+    ruling = _rule(batch, state, first, guard, canaries)
+    base = _base(batch, state, ruling)
+    if ruling.learn:
+        outcome = yield from _learn(batch, base, first if base is state else None)
+    else:
+        outcome = Outcome("skipped", ruling.reason, None)
+    if outcome.state is None and base is not state:  # what the guard went back to is committed all the same
+        outcome = replace(outcome, state=replace(base, version=base.version + 1))
+    if not ruling.learn and on_answer is not None:
+        ranked = _rank_unlearned(batch, base, first if base is state else _look(batch, base))
+        on_answer(EarlyAnswer(*ranked, "skipped", ruling.reason, _version(outcome, state)))
+    return replace(outcome, guard=ruling.guard, event=ruling.event)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What stays the same through a batch; see `adapt`."""
+
+    tower: Tower
+    inputs: Any
+    side: SearchSide
+    k: int
+    method: Method
+    id: str
+    times: StageTimes
+    on_answer: OnAnswer | None
+    answer_before_last_update: bool
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One forward under the working state, and its hits; no hits are looked for by features not finite."""
+
+    working: AdaptationState
+    features: Tensor
+    ranking: Ranking | None
+    candidates: Tensor | None
+
+    @property
+    def empty(self) -> bool:
+        """The gallery was emptied since the batch was taken: there is nothing to learn from."""
+        return self.ranking is not None and self.candidates is None
+
+
+def _look(batch: _Batch, state: AdaptationState) -> _Step:
+    """The first forward, on a clone of `state` that may be learned with."""
     working = state.clone()
     for value in working.parameters.values():
-        value.requires_grad_(method.learns)
-    clock = _Clock(times)
+        value.requires_grad_(batch.method.learns)
+    return _forward(batch, working, 0)
+
+
+def _forward(batch: _Batch, working: AdaptationState, number: int) -> _Step:
+    clock = _Clock(batch.times)
+    with torch.set_grad_enabled(batch.method.learns):
+        features = batch.tower.encode(batch.inputs, working.parameters or None)
+    clock.lap("encode_ms")
+    if not _finite(features):
+        return _Step(working, features, None, None)
+    answers = batch.on_answer is not None and number == batch.method.steps - 1
+    ranking = batch.side.search(features.detach(), batch.k if answers else 1)
+    candidates = _nearest(batch.side, ranking)
+    clock.lap("search_ms")
+    return _Step(working, features, ranking, candidates)
+
+
+def _nearest(side: SearchSide, ranking: Ranking) -> Tensor | None:
+    """Each query's nearest gallery vector [B, D]; None where the gallery has none."""
+    return side.vectors(np.maximum(ranking.positions[:, 0], 0)) if ranking.positions.size else None
+
+
+def _learn(
+    batch: _Batch, state: AdaptationState, first: _Step | None = None
+) -> Generator[None, None, Outcome]:
+    """All steps of a batch. `first` is its first forward where that was made already."""
+    method, on_answer = batch.method, batch.on_answer
+    step = first or _look(batch, state)
+    working = step.working
+    clock = _Clock(batch.times)
     finite: list[Tensor] = []
-    drift: Mapping[str, Tensor] = {}
+    figures: dict[str, Tensor] = {}
     report = StepReport()
     early: tuple[Tensor, Ranking] | None = None
 
-    for step in range(method.steps):
-        last = step == method.steps - 1
-        features = _forward(tower, inputs, working, learns=method.learns)
-        clock.lap("encode_ms")
-        if not _finite(features):
+    for number in range(method.steps):
+        last = number == method.steps - 1
+        if number > 0:
+            step = _forward(batch, working, number)
+            clock.restart()
+        if step.empty:
+            return _without_candidates(batch, step, state.version)
+        if step.ranking is None or step.candidates is None:
             finite.append(torch.tensor(False))
             break
-        asked = k if last and on_answer is not None else 1
-        ranking = side.search(features.detach(), asked)
-        if not ranking.positions.size:  # emptied since the batch was taken: nothing to learn from
-            return _without_candidates(features.detach(), ranking, on_answer)
-        candidates = side.vectors(np.maximum(ranking.positions[:, 0], 0))
-        clock.lap("search_ms")
-        forward = Forward(features, candidates, step)
+        forward = Forward(step.features, step.candidates, number)
         method.observe(working, forward)
-        if step == 0:
-            drift = method.drift(working, forward)
+        if number == 0:
+            figures |= method.drift(working, forward)
         if last and on_answer is not None and not method.predict_after_update:
-            ranked = _rank(method, working, forward, ranking, side, k)
+            early = _rank(batch, working, forward, step.ranking)
             clock.lap("adapt_ms")
-            if answer_before_last_update and method.learns and _all_true(finite):
-                on_answer(EarlyAnswer(*ranked, status="applying", reason="answered before the last update"))
+            if batch.answer_before_last_update and method.learns and _all_true(finite):
+                reason = "answered before the last update"
+                on_answer(EarlyAnswer(*early, "applying", reason, state.version + 1))
                 on_answer = None
-            else:
-                early = ranked
         yield
         clock.restart()
         report = method.learn(working, forward)
@@ -178,45 +273,103 @@ def adapt(
         clock.lap("adapt_ms")
         if not last:
             yield
-            clock.restart()
 
-    outcome = _settle(working, report, batch_id, finite=_all_true(finite), drift=drift)
+    if method.learns:
+        figures["update_norm"] = relative_distance(working.parameters, state.parameters)
+        figures["distance"] = relative_distance(working.parameters, batch.tower.parameters)
+    outcome = _settle(working, report, batch.id, finite=_all_true(finite), figures=figures)
     if on_answer is not None:
-        if outcome.status == "undone":
-            ranked = answer(
-                tower=tower, inputs=inputs, side=side, k=k, method=method, state=state, times=times
-            )
-        elif early is not None:
-            ranked = early
-        else:
-            ranked = answer(
-                tower=tower, inputs=inputs, side=side, k=k, method=method, state=working, times=times
-            )
-        on_answer(EarlyAnswer(*ranked, status=outcome.status, reason=outcome.reason))
+        if early is None or outcome.status == "undone":
+            base = state if outcome.status == "undone" else working
+            early = answer(
+                tower=batch.tower, inputs=batch.inputs, side=batch.side, k=batch.k, method=method,
+                state=base, times=batch.times,
+            )  # fmt: skip
+        on_answer(EarlyAnswer(*early, outcome.status, outcome.reason, _version(outcome, state)))
     return outcome
 
 
-def _without_candidates(features: Tensor, ranking: Ranking, on_answer: OnAnswer | None) -> Outcome:
+def _version(outcome: Outcome, state: AdaptationState) -> int:
+    """The version that answers tell: of what is committed, else of what stays."""
+    return (outcome.state or state).version
+
+
+def _without_candidates(batch: _Batch, step: _Step, version: int) -> Outcome:
     """Answer with no hits; whatever earlier steps of this batch have learned is dropped."""
     reason = "the gallery has no items"
-    if on_answer is not None:
-        on_answer(EarlyAnswer(features, ranking, status="skipped", reason=reason))
+    if batch.on_answer is not None:
+        assert step.ranking is not None
+        batch.on_answer(EarlyAnswer(step.features.detach(), step.ranking, "skipped", reason, version))
     return Outcome("skipped", reason, None)
 
 
-def _forward(tower: Tower, inputs: Any, working: AdaptationState, *, learns: bool) -> Tensor:
-    if learns:
-        return tower.encode(inputs, working.parameters)
-    with torch.no_grad():
-        return tower.encode(inputs, working.parameters or None)
-
-
 def _rank(
-    method: Method, working: AdaptationState, forward: Forward, found: Ranking, side: SearchSide, k: int
+    batch: _Batch, working: AdaptationState, forward: Forward, found: Ranking
 ) -> tuple[Tensor, Ranking]:
     """The answer's features and ranking; the candidates' search is reused where they are the same."""
-    features = method.answer(working, forward)
-    return features, side.search(features, k) if method.rectifies else found
+    features = batch.method.answer(working, forward)
+    return features, batch.side.search(features, batch.k) if batch.method.rectifies else found
+
+
+@torch.no_grad()
+def _rank_unlearned(batch: _Batch, state: AdaptationState, step: _Step) -> tuple[Tensor, Ranking]:
+    features = batch.method.answer_alone(state, step.features.detach())
+    clock = _Clock(batch.times)
+    ranking = batch.side.search(features, batch.k)
+    clock.lap("search_ms")
+    return features, ranking
+
+
+def _rule(
+    batch: _Batch, state: AdaptationState, first: _Step, guard: Guard, canaries: CheckCanaries | None
+) -> Ruling:
+    clock = _Clock(batch.times)
+    distance = 0.0
+    if batch.method.learns:
+        distance = float(relative_distance(state.parameters, batch.tower.parameters))
+    if first.ranking is None and distance == 0.0:
+        return Ruling(guard)  # the source model itself cannot encode this batch; learning will say so
+    look = _compare(batch, first, distance, guard.settings.sample_fraction)
+    due = canaries is not None and distance > 0.0 and guard.canaries_are_due
+    check = canaries(state.parameters) if canaries is not None and due else None
+    clock.lap("adapt_ms")
+    return guard.rule(look, state, check)
+
+
+@torch.no_grad()
+def _compare(batch: _Batch, first: _Step, distance: float, fraction: float) -> Look:
+    """A sample of the batch under its state and under the source model.
+
+    What both would give is not computed twice: a state at no distance is the source model.
+    """
+    features = first.features.detach()
+    chosen = sample_rows(len(features), fraction if batch.method.learns else 1.0)
+    rows = torch.from_numpy(chosen).to(features.device)
+    adapted = features[rows]
+    frozen = adapted if distance == 0.0 else batch.tower.encode(batch.inputs[rows])
+    if distance == 0.0 and first.ranking is not None:
+        positions = first.ranking.positions[chosen]
+    else:
+        positions = batch.side.search(frozen, 1).positions
+    candidates = batch.side.vectors(np.maximum(positions[:, 0], 0))
+    near, agreement = candidates, 0.0
+    if first.ranking is not None and first.candidates is not None:
+        near = first.candidates[rows]
+        agreement = float((first.ranking.positions[chosen, 0] == positions[:, 0]).mean())
+    return look_at(
+        frozen=(frozen, candidates), adapted=(adapted, near), agreement=agreement, distance=distance
+    )
+
+
+def _base(batch: _Batch, state: AdaptationState, ruling: Ruling) -> AdaptationState:
+    """What the guard goes on from, with the counters that never go back."""
+    if ruling.weights == "keep":
+        return state
+    if ruling.weights == "good" and ruling.good is not None:
+        target = ruling.good
+    else:
+        target = batch.method.initial_state(fingerprint=state.fingerprint, parameters=batch.tower.parameters)
+    return replace(target, version=state.version, applied_batches=state.applied_batches)
 
 
 def _settle(
@@ -225,19 +378,28 @@ def _settle(
     batch_id: str,
     *,
     finite: bool,
-    drift: Mapping[str, Tensor],
+    figures: Mapping[str, Tensor],
 ) -> Outcome:
-    figures = {name: float(value) for name, value in drift.items()}
+    values = _read({**figures, **{f"loss.{name}": value for name, value in report.losses.items()}})
+    drift = {name: values[name] for name in figures}
     if not finite:
-        return Outcome("undone", "the loss or its gradient is not finite", None, drift=figures)
+        return Outcome("undone", "the loss or its gradient is not finite", None, drift=drift)
     for value in working.parameters.values():
         value.requires_grad_(False)
     working.batches += 1
-    losses = {name: float(value) for name, value in report.losses.items()}
+    losses = {name: values[f"loss.{name}"] for name in report.losses}
     if not report.applied:
-        return Outcome("skipped", report.reason, working, losses, figures)
+        return Outcome("skipped", report.reason, working, losses, drift)
     working.mark_applied(batch_id)
-    return Outcome("applied", "", working, losses, figures)
+    return Outcome("applied", "", working, losses, drift)
+
+
+def _read(scalars: Mapping[str, Tensor]) -> dict[str, float]:
+    """Values of scalar tensors, with one wait for the device for all."""
+    if not scalars:
+        return {}
+    stacked = torch.stack([value.detach().double().reshape(()) for value in scalars.values()])
+    return dict(zip(scalars, stacked.tolist(), strict=True))
 
 
 def _all_true(flags: list[Tensor]) -> bool:

@@ -224,6 +224,8 @@ def test_drift_names_the_target_once_there_is_a_memory() -> None:
         "entropy_nats",
         "source_likeness",
         "modality_gap_target",
+        "update_norm",
+        "distance",
     }
     queries = tower.encode(batch(0))
     candidates = gallery()[(queries @ gallery().T).argmax(1)]

@@ -1,0 +1,329 @@
+"""From what is seen of a batch to what becomes of it: learn, skip, roll back or reset.
+
+A guard is a value: `rule` changes nothing and returns the guard as it is after the batch, which is committed
+with the batch's state or dropped with it. Rulings depend on the batches alone, not on clock or chance: a batch
+computed again after a crash is ruled the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from adapters.base import Method
+from adapters.state import AdaptationState
+from service.guard.canaries import CanaryCheck
+from service.guard.look import Figures, Look
+from service.guard.reference import Reference
+from service.guard.settings import GuardSettings
+
+EVENTS_KEPT = 32
+_MOST_DOUBLINGS = 6
+FEWEST_QUERIES = 4
+"""Of a sample that can be judged; a smaller batch is learned from unjudged."""
+_HEALTHY_SHARE = 0.5
+"""Of every limit of harm, below which a state may become the last good one."""
+
+Action = Literal["warned", "skipped", "froze", "rolled_back", "reset"]
+ACTIONS: tuple[Action, ...] = ("warned", "skipped", "froze", "rolled_back", "reset")
+Finding = Literal["crowded", "unusual", "changed", "harm", "canaries"]
+Weights = Literal["keep", "good", "source"]
+
+
+@dataclass(frozen=True)
+class GuardEvent:
+    """What the guard did, and what it saw before.
+
+    time     seconds since 1970; a record, nothing depends on it
+    batch    how many batches the guard had seen, this one included
+    figures  of the batch: `source.NAME`, `adapted.NAME`, agreement, distance, ratio
+    """
+
+    time: float
+    stream: str
+    track: str
+    batch: int
+    finding: Finding
+    action: Action
+    reason: str
+    figures: Figures
+
+    def to_plain(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What becomes of a batch.
+
+    guard    the guard after it, to be committed with the outcome
+    learn    whether the batch may be learned from; else `reason` says why not
+    weights  the state to go on from: the present one, the last good one or the source's
+    good     the last good state, where `weights` says so
+    event    what there is to tell, if anything
+    """
+
+    guard: Guard
+    learn: bool = True
+    weights: Weights = "keep"
+    reason: str = ""
+    good: AdaptationState | None = None
+    event: GuardEvent | None = None
+
+
+@dataclass(frozen=True)
+class _Concern:
+    """Something found; `reason` is a sentence's end with the numbers."""
+
+    finding: Finding
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """What the guard of one track remembers.
+
+    reference   what the track's queries look like to the source model
+    pending     unusual batches in a row that resemble each other: perhaps a new shift
+    rises       of the latest batches, adapted minus source, by figure
+    batches     batches seen
+    healthy     healthy batches in a row since `good` was taken
+    cooldown    batches that will not be learned from
+    strikes     rollbacks without a good state in between
+    finding     what the last batch showed; None: nothing
+    good        the last good state; it may be the committed one itself, states are never changed in place
+    spent       whether `good` was gone back to and has not held since
+    """
+
+    settings: GuardSettings
+    stream: str = ""
+    track: str = ""
+    reference: Reference | None = None
+    pending: Reference | None = None
+    rises: tuple[Figures, ...] = ()
+    batches: int = 0
+    healthy: int = 0
+    cooldown: int = 0
+    strikes: int = 0
+    finding: Finding | None = None
+    good: AdaptationState | None = None
+    spent: bool = False
+    latest: Figures = field(default_factory=dict)
+    events: tuple[GuardEvent, ...] = ()
+
+    def watches(self, method: Method) -> bool:
+        return self.settings.policy != "off" and method.adapts
+
+    @property
+    def canaries_are_due(self) -> bool:
+        """Whether the next batch wants a check of the canaries."""
+        return self.batches % self.settings.canary_every_batches == 0
+
+    # -- ruling -------------------------------------------------------------------------------------
+
+    def rule(self, look: Look, state: AdaptationState, canaries: CanaryCheck | None = None) -> Ruling:
+        """What becomes of a batch that looks like this under `state`."""
+        ratio = 1.0 if self.reference is None else self.reference.ratio(look)
+        seen = replace(self, batches=self.batches + 1, latest=_flat(look, ratio, canaries))
+        if look.queries < FEWEST_QUERIES or not look.source_is_finite:
+            return Ruling(seen)
+        seen, concern = seen._compared(look, ratio)
+        if concern is None:
+            seen = seen._with_rises(look)
+        if concern is None or not look.finite:
+            concern = seen._harm(look, canaries) or concern
+        if concern is None:
+            return seen._sound(look, state)
+        return seen._acted(concern)
+
+    def _compared(self, look: Look, ratio: float) -> tuple[Guard, _Concern | None]:
+        """The batch against the stream's own reference."""
+        settings, reference = self.settings, self.reference
+        uniformity = look.frozen["uniformity"]
+        if uniformity < settings.min_uniformity:
+            # Says nothing of the stream either, however long it lasts: neither reference nor a new shift.
+            return self, _Concern("crowded", f"its queries are almost the same (uniformity {uniformity:.2f})")
+        if reference is None:
+            return replace(self, reference=Reference.of(look)), None
+        limit = settings.unusual_ratio * reference.usual
+        window = settings.reference_window_batches
+        if reference.batches < settings.reference_batches or ratio <= limit:
+            return replace(self, reference=reference.joined(look, window_batches=window), pending=None), None
+        pending = self.pending
+        if pending is None or pending.ratio(look) > limit:
+            pending = Reference.of(look)
+        else:
+            pending = pending.joined(look, window_batches=window)
+        if pending.batches >= settings.change_batches:
+            reason = f"the queries have changed: {_changes(reference.figures, pending.figures)}"
+            return replace(self, reference=pending, pending=None), _Concern("changed", reason)
+        reason = f"it is unlike this stream's batches (ratio {ratio:.1f}, limit {limit:.1f})"
+        return replace(self, pending=pending), _Concern("unusual", reason)
+
+    def _with_rises(self, look: Look) -> Guard:
+        if not look.finite:
+            return self
+        rise = {name: look.adapted[name] - look.frozen[name] for name in look.frozen}
+        return replace(self, rises=(*self.rises, rise)[-self.settings.harm_window_batches :])
+
+    def _harm(self, look: Look, canaries: CanaryCheck | None) -> _Concern | None:
+        """Whether the state serves these queries worse than the source model does."""
+        if not look.finite:
+            return _Concern("harm", "the adapted features are not finite")
+        if canaries is not None and canaries.fall() > self.settings.max_canary_fall:
+            return _Concern("canaries", f"the canaries' mean reciprocal rank fell by {canaries.fall():.2f}")
+        name, excess = max(self._excess(look).items(), key=lambda item: item[1])
+        return _Concern("harm", f"{name} is {excess:.1f} times its limit") if excess > 1 else None
+
+    def _excess(self, look: Look) -> dict[str, float]:
+        """Each sign of harm as a multiple of its limit."""
+        settings = self.settings
+        signs = {"distance": look.distance / settings.max_distance}
+        if self.rises:
+            mean = {name: sum(rise[name] for rise in self.rises) / len(self.rises) for name in self.rises[0]}
+            signs |= {
+                "rise of source_likeness": mean["source_likeness"] / settings.max_source_likeness_rise,
+                "rise of modality_gap": mean["modality_gap"] / settings.max_modality_gap_rise,
+                "fall of top1_similarity": -mean["top1_similarity"] / settings.max_similarity_fall,
+            }
+        return signs
+
+    # -- acting -------------------------------------------------------------------------------------
+
+    def _sound(self, look: Look, state: AdaptationState) -> Ruling:
+        """Nothing found: learn, unless a rollback is not long enough ago."""
+        seen = replace(self, finding=None)
+        if self.cooldown > 0 and self.settings.policy in ("rollback", "reset"):
+            left = self.cooldown - 1
+            return Ruling(
+                replace(seen, cooldown=left),
+                learn=False,
+                reason=f"guard: no learning for {left} more batches after a rollback",
+            )
+        if max(self._excess(look).values()) > _HEALTHY_SHARE or look.distance == 0.0:
+            return Ruling(replace(seen, healthy=0))
+        seen = replace(seen, healthy=self.healthy + 1)
+        if seen.healthy < self.settings.healthy_batches:
+            return Ruling(seen)
+        return Ruling(replace(seen, healthy=0, good=state, spent=False, strikes=0))
+
+    def _acted(self, concern: _Concern) -> Ruling:
+        policy = self.settings.policy
+        new = self.finding != concern.finding
+        seen = replace(self, finding=concern.finding, healthy=0)
+        if policy == "warn":
+            return seen._ruling(concern, "warned", learn=True, tell=new)
+        if concern.finding in ("crowded", "unusual"):
+            return seen._ruling(concern, "skipped", tell=new)
+        if policy == "freeze":
+            return seen._ruling(concern, "froze", tell=new)
+        seen = replace(seen, rises=())
+        if concern.finding == "changed":
+            seen = replace(seen, good=None, spent=False, strikes=0, cooldown=0)
+            return seen._ruling(concern, "reset", learn=True, weights="source")
+        rest = self.settings.cooldown_batches << min(self.strikes, _MOST_DOUBLINGS)
+        seen = replace(seen, strikes=self.strikes + 1, cooldown=rest)
+        if policy == "reset" or self.good is None or self.spent:
+            return replace(seen, good=None, spent=False)._ruling(concern, "reset", weights="source")
+        return replace(seen, spent=True)._ruling(concern, "rolled_back", weights="good")
+
+    def _ruling(
+        self,
+        concern: _Concern,
+        action: Action,
+        *,
+        learn: bool = False,
+        weights: Weights = "keep",
+        tell: bool = True,
+    ) -> Ruling:
+        """`tell`: a finding that lasts is one event, told when it begins."""
+        reason = f"guard: {concern.reason}"
+        good = self.good if weights == "good" else None
+        if not tell:
+            return Ruling(self, learn, weights, reason, good)
+        event = GuardEvent(
+            time.time(),
+            self.stream,
+            self.track,
+            self.batches,
+            concern.finding,
+            action,
+            concern.reason,
+            self.latest,
+        )
+        told = replace(self, events=(*self.events, event)[-EVENTS_KEPT:])
+        return Ruling(told, learn, weights, reason, good, event)
+
+    # -- what the API shows, and what is stored -----------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """For the API: plain JSON."""
+        return {
+            "policy": self.settings.policy,
+            "batches": self.batches,
+            "finding": self.finding,
+            "cooldown_batches": self.cooldown,
+            "reference_batches": 0 if self.reference is None else self.reference.batches,
+            "good_version": None if self.good is None else self.good.version,
+            "figures": dict(self.latest),
+            "usual": {} if self.reference is None else dict(self.reference.figures),
+            "events": [event.to_plain() for event in self.events],
+        }
+
+    def to_plain(self) -> dict[str, Any]:
+        """All but the settings and the good state, as JSON; see `from_plain`."""
+        plain = {name: getattr(self, name) for name in _COUNTERS}
+        return plain | {
+            "reference": None if self.reference is None else self.reference.to_plain(),
+            "pending": None if self.pending is None else self.pending.to_plain(),
+            "rises": [dict(rise) for rise in self.rises],
+            "latest": dict(self.latest),
+            "events": [event.to_plain() for event in self.events],
+        }
+
+    @classmethod
+    def from_plain(
+        cls,
+        plain: Mapping[str, Any],
+        *,
+        settings: GuardSettings,
+        stream: str,
+        track: str,
+        good: AdaptationState | None,
+    ) -> Guard:
+        """The guard that `to_plain` described. Raises KeyError, TypeError, ValueError for anything else."""
+        return cls(
+            settings=settings,
+            stream=stream,
+            track=track,
+            good=good,
+            **{name: plain[name] for name in _COUNTERS},
+            reference=None if plain["reference"] is None else Reference.from_plain(plain["reference"]),
+            pending=None if plain["pending"] is None else Reference.from_plain(plain["pending"]),
+            rises=tuple(dict(rise) for rise in plain["rises"]),
+            latest=dict(plain["latest"]),
+            events=tuple(GuardEvent(**event) for event in plain["events"]),
+        )
+
+
+_COUNTERS = ("batches", "healthy", "cooldown", "strikes", "finding", "spent")
+
+
+def _flat(look: Look, ratio: float, canaries: CanaryCheck | None) -> dict[str, float]:
+    """Everything measured of a batch, by name."""
+    flat = {f"source.{name}": value for name, value in look.frozen.items()}
+    flat |= {f"adapted.{name}": value for name, value in look.adapted.items()}
+    flat |= {"agreement": look.agreement, "distance": look.distance, "ratio": ratio}
+    if canaries is not None:
+        flat["canary_fall"] = canaries.fall()
+    return flat
+
+
+def _changes(before: Figures, after: Figures) -> str:
+    """The figures of two references that say how much harder the queries are to the source model."""
+    return ", ".join(
+        f"{name} {before[name]:.2f} to {after[name]:.2f}"
+        for name in ("source_likeness", "modality_gap", "top1_similarity")
+    )
