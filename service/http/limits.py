@@ -19,14 +19,12 @@ import structlog
 from limits import RateLimitItem
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
-from redis.asyncio import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from service.errors import TooLarge
 from service.http.errors import Refusal
 from service.metrics import Metrics, RateLimitBy
+from service.redis.connection import GONE, connect_async
+from service.redis.keys import Keys
 from service.settings import Settings, rate_limit
 
 MOST_NAMES = 20_000
@@ -148,7 +146,7 @@ class _Limit:
         if self._redis is not None and self._redis.usable:
             try:
                 answer = await question(self._redis.storage)
-            except (RedisError, OSError) as error:
+            except GONE as error:
                 self._redis.pause(error)
             else:
                 self._redis.works()
@@ -227,17 +225,12 @@ class SharedCounters:
     def __init__(self, settings: Settings):
         assert settings.redis_url is not None
         url = settings.redis_url.get_secret_value()
-        self._pool = ConnectionPool.from_url(
-            url,
-            socket_timeout=REDIS_TIMEOUT_S,
-            socket_connect_timeout=REDIS_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._client = connect_async(url, timeout_s=REDIS_TIMEOUT_S)
         self.storage = RedisStorage(
             url.replace("unix://", "redis+unix://", 1) if url.startswith("unix://") else url,
             implementation="redispy",
-            key_prefix=f"{settings.redis_namespace}:limits",
-            connection_pool=self._pool,  # type: ignore[arg-type]  # documented by the library, not typed
+            key_prefix=f"{Keys(settings.redis_namespace).prefix}limits",
+            connection_pool=self._client.connection_pool,  # type: ignore[arg-type]  # documented, not typed
         )
         self._paused_until_s = 0.0
         self._down = False
@@ -263,8 +256,8 @@ class SharedCounters:
             return
         try:
             await self.storage.clear_sliding_window(key, expiry_s)
-        except (RedisError, OSError) as error:
+        except GONE as error:
             self.pause(error)
 
     async def close(self) -> None:
-        await self._pool.aclose()
+        await self._client.aclose()
