@@ -119,6 +119,65 @@ async def test_log_line_of_a_refusal_has_its_code(http: httpx.AsyncClient) -> No
     assert [line["code"] for line in logs] == ["unknown_route", "unknown_gallery"]
 
 
+LOGGED: list[tuple[str, str, int, dict[str, Any]]] = [
+    ("PUT", "/admin/streams/s", 200, {"stream": "s", "state_version": 0}),
+    ("GET", "/admin/streams/s", 200, {"stream": "s", "state_version": 0}),
+    ("POST", "/admin/streams/s/reset", 200, {"stream": "s", "state_version": 0}),
+    ("GET", "/admin/streams/s/snapshots", 200, {"stream": "s"}),
+    ("GET", "/admin/streams/none", 404, {"stream": "none", "code": "unknown_stream"}),
+    ("DELETE", "/admin/streams/none", 404, {"stream": "none", "code": "unknown_stream"}),
+    (
+        "POST",
+        "/admin/streams/s/snapshots/none/restore",
+        404,
+        {"stream": "s", "snapshot": "none", "code": "unknown_snapshot"},
+    ),
+    ("POST", "/admin/streams/s/snapshots/import", 415, {"stream": "s", "code": "unsupported_media_type"}),
+    ("GET", "/galleries/demo/items/scene-0", 200, {"gallery": "demo"}),
+    ("GET", "/galleries/none", 404, {"gallery": "none", "code": "unknown_gallery"}),
+    ("POST", "/galleries/demo/items", 422, {"gallery": "demo", "code": "invalid_request"}),
+    ("POST", "/retrieve", 422, {"code": "invalid_request"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "status", "fields"), LOGGED)
+async def test_log_line_says_which_stream_gallery_and_version_it_was(
+    http: httpx.AsyncClient, method: str, path: str, status: int, fields: dict[str, Any]
+) -> None:
+    await http.put("/admin/streams/s", json={})
+    body = None if path.endswith("import") or method == "GET" else {}
+    with capture_logs() as logs:
+        response = await http.request(method, path, json=body, headers={"X-Request-Id": "r-1"})
+    assert response.status_code == status
+    (line,) = logs
+    expected = {"request_id": "r-1", "status": status, "method": method} | fields
+    assert {name: line.get(name) for name in expected} == expected
+
+
+async def test_log_line_of_a_failed_query_has_its_stream(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.failure = ZeroDivisionError("inside")
+    with capture_logs() as logs:
+        await http.post("/retrieve", json={"queries": [{"text": "a"}], "stream": "shop-7"})
+    assert [(line["event"], line["stream"]) for line in logs] == [
+        ("unexpected error", "shop-7"),
+        ("request", "shop-7"),
+    ]
+
+
+async def test_name_that_is_none_does_not_reach_the_log(http: httpx.AsyncClient) -> None:
+    with capture_logs() as logs:
+        await http.get("/admin/streams/" + "a" * 129)
+        await http.get("/galleries/a%0Ab")
+    assert not [name for line in logs for name in ("stream", "gallery") if name in line]
+
+
+async def test_log_line_of_a_mixed_request_has_the_version_of_each_part(http: httpx.AsyncClient) -> None:
+    queries = [{"text": "a"}, {"embedding": [1.0, 0.0, 0.0, 0.0]}]
+    with capture_logs() as logs:
+        await http.post("/retrieve", json={"queries": queries})
+    assert logs[0]["state_versions"] == [3, 3]
+
+
 def test_configured_logs_are_json_lines_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     import logging
     import sys
