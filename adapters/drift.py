@@ -76,6 +76,22 @@ def sample_figures(queries: Tensor, candidates: Tensor, *, temperature: float) -
     }
 
 
+@torch.no_grad()
+def query_figures(queries: Tensor, candidates: Tensor) -> Mapping[str, Tensor]:
+    """What each query adds to three of the figures: vectors [n] whose means are the figures, uncorrected.
+
+    queries [n, D] unit rows, candidates [n, D]. The gap is split along its own direction. What two
+    models differ by on the same queries has the standard error of the differences of these vectors.
+    """
+    candidates = F.normalize(candidates.to(queries.dtype), dim=-1)
+    offsets = queries - candidates
+    return {
+        "source_likeness": source_likeness(queries, candidates),
+        "modality_gap": offsets @ F.normalize(offsets.mean(0), dim=0),
+        "top1_similarity": (queries * candidates).sum(-1),
+    }
+
+
 def _spread(rows: Tensor) -> Tensor:
     """Mean distance of n rows to their centre, as of endlessly many. [n, D] -> scalar."""
     distances = torch.linalg.vector_norm(rows - rows.mean(0, keepdim=True), dim=-1)

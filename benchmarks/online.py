@@ -8,6 +8,7 @@ from typing import Any
 from adapters.base import Method
 from adapters.state import AdaptationState
 from encoders.base import Tower
+from service.guard.guard import Guard
 from service.pipeline import EarlyAnswer, Outcome, SearchSide, StageTimes, adapt
 
 
@@ -33,6 +34,7 @@ def adapt_batch(
     method: Method,
     state: AdaptationState,
     batch_id: str,
+    guard: Guard | None = None,
 ) -> BatchResult:
     """Answer and adapt one batch from start to end (service.pipeline.adapt)."""
     answers: list[EarlyAnswer] = []
@@ -47,6 +49,7 @@ def adapt_batch(
         batch_id=batch_id,
         times=times,
         on_answer=answers.append,
+        guard=guard,
     )
     while True:
         try:

@@ -159,18 +159,19 @@ def adapt(
         return (yield from _learn(batch, state))
     first = _look(batch, state)
     if first.empty:
-        return _without_candidates(batch, first, state.version)
+        return _without_candidates(batch, state, first)
     ruling = _rule(batch, state, first, guard, canaries)
     base = _base(batch, state, ruling)
+    reusable = first if base is state else None
+    # What the guard went back to is committed whatever becomes of the batch.
+    otherwise = None if base is state else replace(base, version=base.version + 1)
     if ruling.learn:
-        outcome = yield from _learn(batch, base, first if base is state else None)
+        outcome = yield from _learn(batch, base, reusable, otherwise)
     else:
-        outcome = Outcome("skipped", ruling.reason, None)
-    if outcome.state is None and base is not state:  # what the guard went back to is committed all the same
-        outcome = replace(outcome, state=replace(base, version=base.version + 1))
-    if not ruling.learn and on_answer is not None:
-        ranked = _rank_unlearned(batch, base, first if base is state else _look(batch, base))
-        on_answer(EarlyAnswer(*ranked, "skipped", ruling.reason, _version(outcome, state)))
+        outcome = Outcome("skipped", ruling.reason, otherwise)
+        if on_answer is not None:
+            ranked = _rank_unlearned(batch, base, reusable or _look(batch, base))
+            on_answer(EarlyAnswer(*ranked, "skipped", ruling.reason, _version(outcome, state)))
     return replace(outcome, guard=ruling.guard, event=ruling.event)
 
 
@@ -232,9 +233,16 @@ def _nearest(side: SearchSide, ranking: Ranking) -> Tensor | None:
 
 
 def _learn(
-    batch: _Batch, state: AdaptationState, first: _Step | None = None
+    batch: _Batch,
+    state: AdaptationState,
+    first: _Step | None = None,
+    otherwise: AdaptationState | None = None,
 ) -> Generator[None, None, Outcome]:
-    """All steps of a batch. `first` is its first forward where that was made already."""
+    """All steps of a batch.
+
+    first      its first forward where that was made already
+    otherwise  the state to commit where nothing is learned; None: nothing to commit
+    """
     method, on_answer = batch.method, batch.on_answer
     step = first or _look(batch, state)
     working = step.working
@@ -250,7 +258,7 @@ def _learn(
             step = _forward(batch, working, number)
             clock.restart()
         if step.empty:
-            return _without_candidates(batch, step, state.version)
+            return _without_candidates(batch, state, step, otherwise)
         if step.ranking is None or step.candidates is None:
             finite.append(torch.tensor(False))
             break
@@ -278,6 +286,8 @@ def _learn(
         figures["update_norm"] = relative_distance(working.parameters, state.parameters)
         figures["distance"] = relative_distance(working.parameters, batch.tower.parameters)
     outcome = _settle(working, report, batch.id, finite=_all_true(finite), figures=figures)
+    if outcome.state is None:
+        outcome = replace(outcome, state=otherwise)
     if on_answer is not None:
         if early is None or outcome.status == "undone":
             base = state if outcome.status == "undone" else working
@@ -294,13 +304,17 @@ def _version(outcome: Outcome, state: AdaptationState) -> int:
     return (outcome.state or state).version
 
 
-def _without_candidates(batch: _Batch, step: _Step, version: int) -> Outcome:
+def _without_candidates(
+    batch: _Batch, state: AdaptationState, step: _Step, otherwise: AdaptationState | None = None
+) -> Outcome:
     """Answer with no hits; whatever earlier steps of this batch have learned is dropped."""
     reason = "the gallery has no items"
+    outcome = Outcome("skipped", reason, otherwise)
     if batch.on_answer is not None:
         assert step.ranking is not None
+        version = _version(outcome, state)
         batch.on_answer(EarlyAnswer(step.features.detach(), step.ranking, "skipped", reason, version))
-    return Outcome("skipped", reason, None)
+    return outcome
 
 
 def _rank(

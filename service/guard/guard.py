@@ -1,8 +1,8 @@
 """From what is seen of a batch to what becomes of it: learn, skip, roll back or reset.
 
 A guard is a value: `rule` changes nothing and returns the guard as it is after the batch, which is committed
-with the batch's state or dropped with it. Rulings depend on the batches alone, not on clock or chance: a batch
-computed again after a crash is ruled the same.
+with the batch's state or dropped with it. Rulings depend on the batches alone, not on clock or chance, so a
+batch computed again after a crash is ruled the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ _MOST_DOUBLINGS = 6
 FEWEST_QUERIES = 4
 """Of a sample that can be judged; a smaller batch is learned from unjudged."""
 _HEALTHY_SHARE = 0.5
-"""Of every limit of harm, below which a state may become the last good one."""
+"""Of the suspicion that is harm, up to which a state may become the last good one."""
+_SIGNS = {"source_likeness": 1, "modality_gap": 1, "top1_similarity": -1}
+"""Which way each figure goes when the model gets worse."""
 
 Action = Literal["warned", "skipped", "froze", "rolled_back", "reset"]
 ACTIONS: tuple[Action, ...] = ("warned", "skipped", "froze", "rolled_back", "reset")
@@ -87,7 +89,7 @@ class Guard:
 
     reference   what the track's queries look like to the source model
     pending     unusual batches in a row that resemble each other: perhaps a new shift
-    rises       of the latest batches, adapted minus source, by figure
+    rises       of the latest batches: how much worse than the source, and the error of that, by figure
     batches     batches seen
     healthy     healthy batches in a row since `good` was taken
     cooldown    batches that will not be learned from
@@ -102,7 +104,7 @@ class Guard:
     track: str = ""
     reference: Reference | None = None
     pending: Reference | None = None
-    rises: tuple[Figures, ...] = ()
+    rises: tuple[Mapping[str, tuple[float, float]], ...] = ()
     batches: int = 0
     healthy: int = 0
     cooldown: int = 0
@@ -163,9 +165,12 @@ class Guard:
         return replace(self, pending=pending), _Concern("unusual", reason)
 
     def _with_rises(self, look: Look) -> Guard:
-        if not look.finite:
+        if not look.finite or look.distance == 0.0:
             return self
-        rise = {name: look.adapted[name] - look.frozen[name] for name in look.frozen}
+        rise = {
+            name: (_SIGNS[name] * (look.adapted[name] - look.frozen[name]), error)
+            for name, error in look.errors.items()
+        }
         return replace(self, rises=(*self.rises, rise)[-self.settings.harm_window_batches :])
 
     def _harm(self, look: Look, canaries: CanaryCheck | None) -> _Concern | None:
@@ -174,21 +179,35 @@ class Guard:
             return _Concern("harm", "the adapted features are not finite")
         if canaries is not None and canaries.fall() > self.settings.max_canary_fall:
             return _Concern("canaries", f"the canaries' mean reciprocal rank fell by {canaries.fall():.2f}")
-        name, excess = max(self._excess(look).items(), key=lambda item: item[1])
-        return _Concern("harm", f"{name} is {excess:.1f} times its limit") if excess > 1 else None
+        suspicion, reason = max(self._suspicions(look))
+        return _Concern("harm", reason) if suspicion > 1 else None
 
-    def _excess(self, look: Look) -> dict[str, float]:
-        """Each sign of harm as a multiple of its limit."""
+    def _suspicions(self, look: Look) -> list[tuple[float, str]]:
+        """Each sign of harm, 1 where it becomes one, and what it says.
+
+        A mean over the latest 1, 2, 4, ... batches counts when it is above its limit and surely above 0.
+        """
         settings = self.settings
-        signs = {"distance": look.distance / settings.max_distance}
-        if self.rises:
-            mean = {name: sum(rise[name] for rise in self.rises) / len(self.rises) for name in self.rises[0]}
-            signs |= {
-                "rise of source_likeness": mean["source_likeness"] / settings.max_source_likeness_rise,
-                "rise of modality_gap": mean["modality_gap"] / settings.max_modality_gap_rise,
-                "fall of top1_similarity": -mean["top1_similarity"] / settings.max_similarity_fall,
-            }
-        return signs
+        found = [(look.distance / settings.max_distance, f"distance {look.distance:.3f} from the source")]
+        limits = {
+            "source_likeness": settings.max_source_likeness_rise,
+            "modality_gap": settings.max_modality_gap_rise,
+            "top1_similarity": settings.max_similarity_fall,
+        }
+        count = 1
+        while self.rises:
+            latest = self.rises[-count:]
+            for name, limit in limits.items():
+                mean = sum(rise[name][0] for rise in latest) / len(latest)
+                error = sum(rise[name][1] ** 2 for rise in latest) ** 0.5 / len(latest)
+                sure = mean / (settings.harm_sigmas * max(error, 1e-12))
+                word = "risen" if _SIGNS[name] > 0 else "fallen"
+                text = f"{name} {word} by {mean:.3f} over the source's, mean of {len(latest)} batches"
+                found.append((min(mean / limit, sure), text))
+            if count >= len(self.rises):
+                break
+            count *= 2
+        return found
 
     # -- acting -------------------------------------------------------------------------------------
 
@@ -202,7 +221,7 @@ class Guard:
                 learn=False,
                 reason=f"guard: no learning for {left} more batches after a rollback",
             )
-        if max(self._excess(look).values()) > _HEALTHY_SHARE or look.distance == 0.0:
+        if max(self._suspicions(look))[0] > _HEALTHY_SHARE or look.distance == 0.0:
             return Ruling(replace(seen, healthy=0))
         seen = replace(seen, healthy=self.healthy + 1)
         if seen.healthy < self.settings.healthy_batches:
@@ -278,7 +297,7 @@ class Guard:
         return plain | {
             "reference": None if self.reference is None else self.reference.to_plain(),
             "pending": None if self.pending is None else self.pending.to_plain(),
-            "rises": [dict(rise) for rise in self.rises],
+            "rises": [{name: list(pair) for name, pair in rise.items()} for rise in self.rises],
             "latest": dict(self.latest),
             "events": [event.to_plain() for event in self.events],
         }
@@ -302,7 +321,7 @@ class Guard:
             **{name: plain[name] for name in _COUNTERS},
             reference=None if plain["reference"] is None else Reference.from_plain(plain["reference"]),
             pending=None if plain["pending"] is None else Reference.from_plain(plain["pending"]),
-            rises=tuple(dict(rise) for rise in plain["rises"]),
+            rises=tuple({name: (pair[0], pair[1]) for name, pair in rise.items()} for rise in plain["rises"]),
             latest=dict(plain["latest"]),
             events=tuple(GuardEvent(**event) for event in plain["events"]),
         )

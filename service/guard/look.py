@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.drift import sample_figures
+from adapters.drift import query_figures, sample_figures
 
 SMALLEST_SAMPLE = 8
 _TEMPERATURE = 0.02
 _NAMES = ("source_likeness", "modality_gap", "uniformity", "top1_similarity", "entropy_nats")
+_COMPARED = ("source_likeness", "modality_gap", "top1_similarity")
 
 Figures = Mapping[str, float]
 
@@ -28,6 +29,7 @@ class Look:
     queries    n, of the sample that everything here is measured on
     frozen     figures under the source model, by name (adapters.drift.sample_figures)
     adapted    the same queries under the stream's state
+    errors     standard errors of adapted minus source, of the figures that tell harm
     agreement  share of the sample whose nearest item is the same under both
     distance   of the state's parameters from the source's, relative
     centre     mean of the sample's features under the source model, float64 [D]
@@ -37,6 +39,7 @@ class Look:
     queries: int
     frozen: Figures
     adapted: Figures
+    errors: Figures
     agreement: float
     distance: float
     centre: np.ndarray
@@ -44,7 +47,7 @@ class Look:
 
     @property
     def finite(self) -> bool:
-        return bool(np.isfinite([self.distance, *self.adapted.values()]).all())
+        return bool(np.isfinite([self.distance, *self.adapted.values(), *self.errors.values()]).all())
 
     @property
     def source_is_finite(self) -> bool:
@@ -69,23 +72,23 @@ def look_at(
 
     Waits for the device once.
     """
-    queries = frozen[0].float()
-    measured = [
-        torch.stack([figures[name] for name in _NAMES])
-        for figures in (
-            sample_figures(queries, frozen[1], temperature=_TEMPERATURE),
-            sample_figures(adapted[0].float(), adapted[1], temperature=_TEMPERATURE),
-        )
-    ]
-    scatter = queries.var(0).sum().reshape(1)
-    values = torch.cat([*measured, scatter, queries.mean(0)]).double().cpu().numpy()
-    count = len(_NAMES)
+    pair = (frozen[0].float(), frozen[1]), (adapted[0].float(), adapted[1])
+    measured = [sample_figures(*side, temperature=_TEMPERATURE) for side in pair]
+    source, stream = (query_figures(*side) for side in pair)
+    queries = pair[0][0]
+    scalars = [figures[name] for figures in measured for name in _NAMES]
+    scalars += [(stream[name] - source[name]).std() for name in _COMPARED]
+    scalars.append(queries.var(0).sum())
+    values = torch.cat([torch.stack(scalars), queries.mean(0)]).double().cpu().numpy()
+    count, centre = len(_NAMES), len(scalars)
+    errors = values[2 * count : centre - 1] / len(queries) ** 0.5
     return Look(
         queries=len(queries),
         frozen=dict(zip(_NAMES, values[:count].tolist(), strict=True)),
         adapted=dict(zip(_NAMES, values[count : 2 * count].tolist(), strict=True)),
+        errors=dict(zip(_COMPARED, errors.tolist(), strict=True)),
         agreement=agreement,
         distance=distance,
-        centre=values[2 * count + 1 :],
-        scatter=float(values[2 * count]),
+        centre=values[centre:],
+        scatter=float(values[centre - 1]),
     )

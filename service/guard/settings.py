@@ -52,7 +52,13 @@ class GuardSettings(BaseModel):
 
     # Harm: the adapted model against the source model on the same queries
     harm_window_batches: int = Field(
-        4, ge=1, le=1000, description="Batches that the differences are averaged over."
+        16, ge=1, le=1000, description="Latest batches whose differences are averaged, all of them or fewer."
+    )
+    harm_sigmas: float = Field(
+        3.5,
+        gt=0,
+        le=100,
+        description="Standard errors that such an average must stand above 0, besides its limit.",
     )
     max_source_likeness_rise: float = Field(0.01, gt=0, le=8, description="SI, adapted minus source.")
     max_modality_gap_rise: float = Field(0.005, gt=0, le=2, description="Modality gap, adapted minus source.")
