@@ -33,6 +33,8 @@ class Posted:
     reply_to        the API process that waits for the answer
     accepted_unix   seconds since 1970; monotonic clocks do not travel
     deadline_unix   likewise
+
+    `shift_s` in the functions below turns time.monotonic() of a process into that common time.
     """
 
     reply_to: str
@@ -41,12 +43,11 @@ class Posted:
     retrieve: RetrieveJob | None = None
     control: ControlJob | None = None
 
-    def job(self) -> Job:
+    def job(self, *, shift_s: float) -> Job:
         """The job, with its times on this process's clock."""
-        shift = time.monotonic() - time.time()
-        deadline_at = None if self.deadline_unix is None else self.deadline_unix + shift
+        deadline_at = None if self.deadline_unix is None else self.deadline_unix - shift_s
         if self.retrieve is not None:
-            return replace(self.retrieve, accepted_at=self.accepted_unix + shift, deadline_at=deadline_at)
+            return replace(self.retrieve, accepted_at=self.accepted_unix - shift_s, deadline_at=deadline_at)
         assert self.control is not None
         return replace(self.control, deadline_at=deadline_at)
 
@@ -82,13 +83,12 @@ class RemoteFailure(ServiceError):
         self.retry_after_s: float | None = failure.details.get("retry_after_s")
 
 
-def pack_job(job: Job, *, reply_to: str) -> bytes:
-    shift = time.time() - time.monotonic()
-    deadline_unix = None if job.deadline_at is None else job.deadline_at + shift
+def pack_job(job: Job, *, reply_to: str, shift_s: float) -> bytes:
+    deadline_unix = None if job.deadline_at is None else job.deadline_at + shift_s
     if isinstance(job, RetrieveJob):
-        posted = Posted(reply_to, job.accepted_at + shift, deadline_unix, retrieve=job)
+        posted = Posted(reply_to, job.accepted_at + shift_s, deadline_unix, retrieve=job)
     else:
-        posted = Posted(reply_to, time.time(), deadline_unix, control=job)
+        posted = Posted(reply_to, time.monotonic() + shift_s, deadline_unix, control=job)
     return _pack(posted)
 
 

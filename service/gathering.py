@@ -59,7 +59,7 @@ class Gatherings:
         track.gathered.join(jobs)
         self._tracks[stream.name, track.name] = (stream, track)
         drop = self._shed(stream, track, len(track.gathered) - self._limits.capacity_items)
-        return GatherWrite(stream.name, track.name, drop=drop, join=tuple(jobs))
+        return GatherWrite(stream.name, stream.token, track.name, drop=drop, join=tuple(jobs))
 
     def overflow(self) -> tuple[Stream, GatherWrite] | None:
         """If all gatherings together hold too much: the one whose turn is next leaves unlearned."""
@@ -70,7 +70,7 @@ class Gatherings:
             return None
         stream, track = self._tracks.pop(next(iter(self._tracks)))
         return stream, GatherWrite(
-            stream.name, track.name, drop=self._shed(stream, track, len(track.gathered))
+            stream.name, stream.token, track.name, drop=self._shed(stream, track, len(track.gathered))
         )
 
     def idle_for_s(self, longest_s: float) -> float:
@@ -102,7 +102,7 @@ class Gatherings:
             del self._tracks[key]
             if len(track.gathered):  # to the back: other streams have their turn
                 self._tracks[key] = (stream, track)
-            write = GatherWrite(stream.name, track.name, drop=done)
+            write = GatherWrite(stream.name, stream.token, track.name, drop=done)
             return GatheredBatch(stream, track, queries, f"{first}+{used}", write)
         return None
 

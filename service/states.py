@@ -17,7 +17,7 @@ _REFUSED = ".refused"
 
 class StateStore(Protocol):
     deferred: bool
-    """True: `save` and `delete` are not called; the bytes leave with the settlement of the jobs that made them."""
+    """True: `save` and `delete` are not called; the bytes leave with the settlement of their jobs."""
 
     def owner_token(self, stream: str) -> int | None:
         """A number that changes whenever another worker may have written the stream; None: it is not ours."""

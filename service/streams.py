@@ -364,13 +364,15 @@ class StreamStore:
         if stream is None:
             gone = name in self._deleted
             self._deleted.discard(name)
-            return StateWrite(name, None, {}, ungathered=ungathered) if gone else None
+            token = self._states.owner_token(name)
+            return StateWrite(name, token, None, {}, ungathered=ungathered) if gone else None
         if not stream.dirty and not always:
             return None
         stream.dirty = False
         self._measure(stream)
         data = pack_stream(stream, kind="stream")
-        return StateWrite(name, data, stream.describe(), pinned=stream.pinned, ungathered=ungathered)
+        card = stream.describe()
+        return StateWrite(name, stream.token, data, card, pinned=stream.pinned, ungathered=ungathered)
 
     def _ungather(self, stream: Stream) -> None:
         """What the stream's tracks have gathered leaves with them, in the store too."""

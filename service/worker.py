@@ -4,8 +4,8 @@ It takes jobs from the queue and settles each exactly once, together with what t
 state is stored in the same step in which its queries leave the queue. Where that step is refused, because
 another worker owns the stream by now, everything about it is dropped here. Whatever takes long (an
 adaptation, encoding gallery items) is a *task*: a generator that the loop advances slice by slice, answering
-one waiting batch between two slices. There is at most one task that a client waits for (foreground) and one that none waits
-for (background: an adaptation on gathered queries).
+one waiting batch between two slices. There is at most one task that a client waits for (foreground) and one
+that none waits for (background: an adaptation on gathered queries).
 
 Order: jobs of one stream are taken in the order they came. A stream's synchronous batch is taken only
 when no task of that stream is under way; its control jobs only when no foreground one is.
@@ -48,7 +48,7 @@ from service.messages import (
 )
 from service.metrics import Metrics
 from service.pipeline import EarlyAnswer, Outcome, Ranking, StageTimes
-from service.queue.base import GatherWrite, JobQueue, LostOwnership, Settlement, StateWrite
+from service.queue.base import ADOPT, GatherWrite, JobQueue, LostOwnership, Settlement, StateWrite
 from service.settings import Settings
 from service.streams import Stream, StreamStore, Track
 
@@ -57,9 +57,6 @@ log = structlog.get_logger(__name__)
 _IDLE_S = 1.0
 _CLIENTS_MISTAKES = (ServiceError, GalleryError, AdapterError, EncoderError)
 """Errors that are part of an answer; anything else is a fault of ours and is logged with its traceback."""
-
-ADOPT = "adopt"
-"""Action of a job that the queue itself puts in: take note of what a stream taken over has gathered."""
 
 Action = Callable[[ControlJob], Any]
 """Returns the answer, or a generator that returns it (a task)."""

@@ -1,4 +1,4 @@
-"""`attune serve`: one process with everything in it."""
+"""`attune serve`: one process with everything in it, or one of the parts of a deployment on Redis."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 
 def serve(
+    role: Annotated[
+        str | None, typer.Option(help="all, api or worker; the latter two need ATTUNE_REDIS_URL.")
+    ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; beyond loopback needs a key.")
     ] = None,
@@ -44,6 +47,7 @@ def serve(
     if config is not None:
         os.environ["ATTUNE_CONFIG"] = str(config)
     flags: dict[str, Any] = {
+        "role": role,
         "host": host,
         "port": port,
         "encoder": encoder,
@@ -84,10 +88,10 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
     import uvicorn
 
     from service.http import logs
-    from service.http.app import create_app
+    from service.http.app import create_app, create_health_app
 
     logs.configure(settings.log_level)
-    app = create_app(settings)
+    app = create_health_app(settings) if settings.role == "worker" else create_app(settings)
 
     class AnnouncingServer(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -116,9 +120,12 @@ def announcement(settings: Settings, port: int) -> str:
     """What the terminal shows once queries are answered."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{port}"
+    if settings.role == "worker":
+        return f"Attune's worker is ready  (encoder {settings.encoder}, probes and metrics at {url})"
     option = "" if url == "http://127.0.0.1:8080" else f" --url {url}"
+    about = f"encoder {settings.encoder}" if settings.role == "all" else "workers answer through Redis"
     return (
-        f"Attune is ready at {url}  (encoder {settings.encoder}, gallery {settings.default_gallery})\n"
+        f"Attune is ready at {url}  ({about}, gallery {settings.default_gallery})\n"
         f"  docs    {url}/docs\n"
         f'  try it  attune query "a red circle"{option}\n'
         f"          curl {url}/retrieve -H 'Content-Type: application/json' "

@@ -13,6 +13,10 @@ from typing import Any, Protocol
 from service.messages import Job, RetrieveJob
 
 
+ADOPT = "adopt"
+"""Action of a control job that the queue itself puts in: take note of what a stream taken over has gathered."""
+
+
 class LostOwnership(Exception):
     """The stream belongs to another worker now, or to nobody. What was to be written was not written."""
 
@@ -21,6 +25,7 @@ class LostOwnership(Exception):
 class StateWrite:
     """A stream's state as it is to be stored.
 
+    token       the store's owner token when the stream was read; it must still hold
     data        None deletes it
     card        its description, plain values
     pinned      it never expires
@@ -28,6 +33,7 @@ class StateWrite:
     """
 
     stream: str
+    token: int | None
     data: bytes | None
     card: Mapping[str, Any]
     pinned: bool = False
@@ -36,9 +42,10 @@ class StateWrite:
 
 @dataclass(frozen=True)
 class GatherWrite:
-    """How a track's gathering changes: its `drop` oldest jobs leave, then `join` are appended."""
+    """How a track's gathering changes: `join` are appended, then its `drop` oldest jobs leave."""
 
     stream: str
+    token: int | None
     track: str
     drop: int = 0
     join: Sequence[RetrieveJob] = ()
@@ -74,7 +81,7 @@ class Submitter(Protocol):
 
 
 class JobQueue(Protocol):
-    """Where the worker takes jobs and leaves results. A stream's jobs are taken in the order they were put."""
+    """Where the worker takes jobs and leaves results. Jobs of a stream are taken in the order they came."""
 
     def take(
         self, *, max_items: int, max_wait_s: float, timeout_s: float, accept: Callable[[Job], bool]

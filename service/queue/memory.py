@@ -119,6 +119,21 @@ class MemoryQueue:
         """States are the stream store's own business here: it keeps them on disk."""
         self.answer_early(settlement.results)
 
+    def forget(self, jobs: Sequence[Job]) -> None:
+        """Jobs that were taken are answered elsewhere."""
+        for job in jobs:
+            self._forget(job)
+
+    def purge(self, leaves: Callable[[Job], bool]) -> list[Job]:
+        """Drop the waiting jobs that `leaves` names; nobody waits for them here."""
+        with self._changed:
+            gone = [entry for entry in self._waiting if leaves(entry.job)]
+            if gone:
+                chosen = {id(entry) for entry in gone}
+                self._waiting = [entry for entry in self._waiting if id(entry) not in chosen]
+                self._items -= sum(entry.job.items for entry in gone)
+        return [entry.job for entry in gone]
+
     # -- inside the lock ----------------------------------------------------------------------------
 
     def _wait_for_first(self, timeout_s: float, accept: Callable[[Job], bool]) -> _Entry | None:

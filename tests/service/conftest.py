@@ -19,22 +19,24 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+TOY: dict[str, Any] = {
+    "encoder": "toy",
+    "default_gallery": "things",
+    "batch_size": 16,
+    "gather_min_items": 4,
+    "gather_max_age_s": 0.05,
+    "batch_max_wait_ms": 0.0,
+    "default_method_settings": {"learning_rate": 0.01},
+}
+"""Settings of a small, quick engine."""
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Callable[..., Settings]:
     """Settings of a small, quick engine in a folder of its own."""
 
     def make(**changes: Any) -> Settings:
-        values: dict[str, Any] = {
-            "data_folder": tmp_path / "data",
-            "encoder": "toy",
-            "default_gallery": "things",
-            "batch_size": 16,
-            "gather_min_items": 4,
-            "gather_max_age_s": 0.05,
-            "batch_max_wait_ms": 0.0,
-            "default_method_settings": {"learning_rate": 0.01},
-        }
-        return Settings(**{**values, **changes})
+        return Settings(**{**TOY, "data_folder": tmp_path / "data", **changes})
 
     return make
 

@@ -29,7 +29,7 @@ KEY = TrackKey("shop", "demo", "image", "text")
 
 
 def sent(job: RetrieveJob | ControlJob) -> RetrieveJob | ControlJob:
-    return unpack_job(pack_job(job, reply_to="api-1")).job()
+    return unpack_job(pack_job(job, reply_to="api-1", shift_s=1e9)).job(shift_s=1e9)
 
 
 def test_a_retrieve_job_comes_back_with_its_pixels_and_its_times() -> None:
@@ -107,8 +107,8 @@ def test_a_failure_is_told_as_it_was(error: Exception, status: int, code: str) -
     "data",
     [
         b"",
-        b"\x02" + pack_job(RetrieveJob(KEY, "off", (), 1), reply_to="x")[1:],
-        pack_job(RetrieveJob(KEY, "off", (), 1), reply_to="x")[:-3],
+        b"\x02" + pack_job(RetrieveJob(KEY, "off", (), 1), reply_to="x", shift_s=0)[1:],
+        pack_job(RetrieveJob(KEY, "off", (), 1), reply_to="x", shift_s=0)[:-3],
         b"\x01" + msgspec.msgpack.encode({"reply_to": "x", "accepted_unix": 1.0, "deadline_unix": None}),
         b"\x01" + msgspec.msgpack.encode({"reply_to": 3}),
         b"\x01" + msgspec.msgpack.encode(msgspec.msgpack.Ext(9, b"x")),

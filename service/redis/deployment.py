@@ -1,0 +1,226 @@
+"""One process's part in a deployment on Redis: what its role needs, put together and taken apart again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
+from typing import TYPE_CHECKING, Any
+
+import redis
+import redis.asyncio
+import structlog
+
+from service.errors import NotReady, QueueUnreachable
+from service.messages import RetrieveJob
+from service.metrics import Metrics
+from service.redis.catalogue import RedisCatalogue, packed
+from service.redis.connection import GONE, Clock, Scripts, connect, connect_async
+from service.redis.keys import Keys
+from service.redis.submitter import RedisSubmitter
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from encoders.base import Encoder
+    from service.backend import Backend
+    from service.redis.leases import Leases
+    from service.redis.queue import RedisQueue
+
+log = structlog.get_logger(__name__)
+
+_HELLO_S = 1.0
+_RETRY_S = 0.25
+_FIRST_HELLO_S = 30.0
+_LOCK_S = 120.0
+
+
+class Deployment:
+    """Make it with `open`; `start_backend` adds a worker (it blocks); `close` leaves."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        assert settings.redis_url is not None
+        self._settings = settings
+        self._metrics = metrics
+        self._url = settings.redis_url.get_secret_value()
+        self._timeout_s = settings.redis_timeout_s
+        self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}".replace(":", "-")
+        self._keys = Keys(settings.redis_namespace)
+        self._clock = Clock()
+        self._client = connect_async(self._url, timeout_s=self._timeout_s)
+        self._reader = connect_async(self._url, timeout_s=self._timeout_s + 2.0)
+        self._scripts = Scripts(self._client)
+        self._hello_task: asyncio.Task[None] | None = None
+        self._workers = 0
+        self._backend: Backend | None = None
+        self._queue: RedisQueue | None = None
+        self._leases: Leases | None = None
+        self.catalogue = RedisCatalogue(self._client, self._keys)
+        self.submitter = RedisSubmitter(
+            client=self._client,
+            reader=self._reader,
+            keys=self._keys,
+            api=self._name,
+            clock=self._clock,
+            capacity_items=settings.queue_capacity_items,
+            max_job_bytes=settings.max_job_mib << 20,
+            timeout_s=self._timeout_s,
+        )
+
+    @classmethod
+    async def open(cls, settings: Settings, *, metrics: Metrics) -> Deployment:
+        """Connect. Raises QueueUnreachable if Redis does not answer for half a minute."""
+        deployment = cls(settings, metrics)
+        until = asyncio.get_running_loop().time() + _FIRST_HELLO_S
+        while not await deployment._hello():
+            if asyncio.get_running_loop().time() > until:
+                await deployment.close()
+                raise QueueUnreachable(f"no Redis at {_shown(deployment._url)}")
+            await asyncio.sleep(_RETRY_S)
+        deployment.submitter.start()
+        deployment._hello_task = asyncio.ensure_future(deployment._keep_saying_hello())
+        return deployment
+
+    def start_backend(self, encoder: Encoder | None) -> Backend:
+        """Load model and galleries, join the workers. Blocks. Raises NotReady, EncoderError, OSError."""
+        from service.backend import Backend
+        from service.redis.leases import Leases
+        from service.redis.queue import Limits, RedisQueue
+        from service.redis.states import RedisStates
+
+        settings = self._settings
+        client = connect(self._url, timeout_s=self._timeout_s)
+        leases = Leases(
+            connect(self._url, timeout_s=self._timeout_s),
+            self._keys,
+            worker=self._name,
+            lease_s=settings.lease_s,
+            clock=self._clock,
+        )
+        queue = RedisQueue(
+            client=client,
+            reader=connect(self._url, timeout_s=self._timeout_s + 2.0),
+            keys=self._keys,
+            leases=leases,
+            clock=self._clock,
+            limits=Limits(
+                capacity_items=settings.queue_capacity_items,
+                prefetch_items=settings.prefetch_items,
+                max_attempts=settings.max_attempts,
+                stream_ttl_s=int(settings.stream_ttl_days * 86_400),
+            ),
+        )
+
+        def alone(name: str) -> AbstractContextManager[Any]:
+            return client.lock(self._keys.lock(name), timeout=_LOCK_S, blocking_timeout=_LOCK_S)
+
+        backend = Backend(
+            settings,
+            metrics=self._metrics,
+            encoder=encoder,
+            queue=queue,
+            states=RedisStates(client, self._keys, leases, self._clock),
+            alone=alone,
+        )
+        self._introduce(client, backend)
+        backend.start()
+        queue.start()
+        self._backend, self._queue, self._leases = backend, queue, leases
+        return backend
+
+    def _introduce(self, client: redis.Redis, backend: Backend) -> None:
+        """Tell the others which encoder and galleries there are. Raises NotReady beside another encoder."""
+        card = backend.card()
+        known: Any = client.get(self._keys.encoder)
+        if known is not None and json.loads(known)["fingerprint"] != card.fingerprint and self._workers:
+            raise NotReady(
+                "the workers of this deployment serve another encoder; stop them first, or set another "
+                "ATTUNE_REDIS_NAMESPACE"
+            )
+        client.set(self._keys.encoder, packed(card))
+        self.catalogue.set_encoder(card)
+        described = {gallery["name"]: json.dumps(gallery) for gallery in backend.galleries.list()}
+        stale = {name.decode() for name in client.hkeys(self._keys.galleries)} - set(described)  # type: ignore[union-attr]
+        if described:
+            client.hset(self._keys.galleries, mapping=described)
+        if stale:
+            client.hdel(self._keys.galleries, *stale)
+
+    async def close(self) -> None:
+        """The backend has been stopped by now: what it owns is given back."""
+        if self._hello_task is not None:
+            self._hello_task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._hello_task
+        await self.submitter.close()
+        if self._leases is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._leases.stop)
+        await self._client.aclose()
+        await self._reader.aclose()
+
+    # -- what the engine may know -------------------------------------------------------------------
+
+    @property
+    def why_not_ready(self) -> str:
+        """Empty when queries are answered, if only by the source model."""
+        if not self.catalogue.known:
+            return "no worker has started yet"
+        if not self.submitter.up and self._backend is None:
+            return "Redis does not answer"
+        return ""
+
+    def describe(self) -> dict[str, Any]:
+        described: dict[str, Any] = {
+            "up": self.submitter.up,
+            "workers": self._workers,
+            "namespace": self._settings.redis_namespace,
+        }
+        if self._leases is not None:
+            described["partitions"] = len(self._leases.held())
+        return described
+
+    async def ask_locally(self, jobs: Sequence[RetrieveJob], *, timeout_s: float) -> list[Any]:
+        """Answers of this process's own worker, past Redis."""
+        assert self._queue is not None
+        return await self._queue.local.ask(jobs, timeout_s=timeout_s)
+
+    # -- hello --------------------------------------------------------------------------------------
+
+    async def _keep_saying_hello(self) -> None:
+        while True:
+            await asyncio.sleep(_HELLO_S if await self._hello() else _RETRY_S)
+
+    async def _hello(self) -> bool:
+        """Whether Redis answers; and the news that it has."""
+        keys = self._keys
+        try:
+            now_ms, waiting, workers, encoder, *galleries = await self._scripts.hello(
+                keys=[keys.apis, keys.waiting, keys.workers, keys.encoder, keys.galleries],
+                args=[self._name, int(2000 * self._settings.lease_s)],
+            )
+        except GONE as error:
+            if self.submitter.up:
+                log.warning("redis_gone", why=str(error)[:200])
+            self.submitter.up = False
+            return False
+        self._clock.set(now_ms)
+        self._workers = workers
+        self.submitter.waiting = waiting
+        cards = {
+            name.decode(): json.loads(card)
+            for name, card in zip(galleries[::2], galleries[1::2], strict=True)
+        }
+        self.catalogue.update(encoder, cards)
+        if not self.submitter.up:
+            log.info("redis_there", api=self._name)
+        self.submitter.up = True
+        return True
+
+
+def _shown(url: str) -> str:
+    """A Redis address without its password."""
+    head, at, tail = url.rpartition("@")
+    return f"{head.partition('://')[0]}://...@{tail}" if at else url
