@@ -3,8 +3,8 @@
 In memory, or in Redis where one is set, so that all API processes count together. A Redis that fails never
 fails a request: for `REDIS_PAUSE_S` this process counts in its memory, then it asks Redis again.
 
-Names come from clients, so what is remembered of them is bounded: `MOST_NAMES` a limit and process. Beyond,
-the oldest is forgotten. Whoever makes up stream names to get there
+Names come from clients, so what is remembered of them is bounded: `MOST_NAMES` a limit and process, with two
+counters each. Beyond, the oldest is forgotten. Whoever makes up stream names to get there
 gains nothing that the made-up names do not give already; what holds against that is the limit by key.
 """
 
