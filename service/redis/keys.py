@@ -106,7 +106,7 @@ class Keys:
         return f"{self.prefix}gathering:{stream}/{track}"
 
     def gatherings(self, p: int) -> str:
-        """Set: `stream/track` of the partition that hold gathered jobs."""
+        """Sorted set, by name: `stream/track` of the partition that hold gathered jobs."""
         return f"{self.prefix}gatherings:{p}"
 
     # -- what all know ------------------------------------------------------------------------------

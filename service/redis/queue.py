@@ -370,7 +370,7 @@ class RedisQueue:
             self._deliver(lease, zip(entries[::2], entries[1::2], strict=True))
             if start == b"0-0":
                 break
-        members: Any = self._reader.smembers(self._keys.gatherings(p))
+        members: Any = self._reader.zrange(self._keys.gatherings(p), 0, -1)
         streams = sorted({member.decode().partition("/")[0] for member in members})
         self.local.put([ControlJob(ADOPT, stream=stream) for stream in streams])
         return True

@@ -45,10 +45,9 @@ class RedisStates:
         return None if card is None else json.loads(card)
 
     def gathered(self, name: str) -> Mapping[str, Sequence[RetrieveJob]]:
-        members = self._ask("smembers", self._keys.gatherings(partition_of(name)))
-        tracks = sorted(
-            member.decode().partition("/")[2] for member in members if member.startswith(f"{name}/".encode())
-        )
+        of_stream = f"[{name}/", f"({name}0"  # "0" follows "/": a partition may hold thousands of others
+        members = self._ask("zrangebylex", self._keys.gatherings(partition_of(name)), *of_stream)
+        tracks = [member.decode().partition("/")[2] for member in members]
         return {track: self._jobs(self._keys.gathering(name, track)) for track in tracks}
 
     def _jobs(self, key: str) -> list[RetrieveJob]:

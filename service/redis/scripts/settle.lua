@@ -43,17 +43,17 @@ for _ = 1, tonumber(next_value()) do
     for i = 1, #found[1][2], 2 do
       if found[1][2][i] == 'job' then redis.call('RPUSH', KEYS[10], found[1][2][i + 1]) end
     end
-    redis.call('SADD', KEYS[7], ARGV[8])
+    redis.call('ZADD', KEYS[7], 0, ARGV[8])
     redis.call('EXPIRE', KEYS[10], ARGV[10])
   end
 end
 for _ = 1, tonumber(ARGV[9]) do redis.call('LPOP', KEYS[10]) end
-if ARGV[8] ~= '' and redis.call('EXISTS', KEYS[10]) == 0 then redis.call('SREM', KEYS[7], ARGV[8]) end
+if ARGV[8] ~= '' and redis.call('EXISTS', KEYS[10]) == 0 then redis.call('ZREM', KEYS[7], ARGV[8]) end
 
 for _ = 1, tonumber(next_value()) do
   local key, name = KEYS[tonumber(next_value())], next_value()
   redis.call('DEL', key)
-  redis.call('SREM', KEYS[7], name)
+  redis.call('ZREM', KEYS[7], name)
 end
 
 for _ = 1, tonumber(next_value()) do
