@@ -66,9 +66,11 @@ class Backend:
             default_settings=settings.default_method_settings,
             max_in_memory=settings.max_streams,
             max_bytes=settings.max_stream_memory_mib << 20,
+            on_eviction=metrics.count_eviction,
         )
         self.snapshots = SnapshotStore(encoder=self.encoder, folder=folder / "snapshots")
-        metrics.watch_streams(self.streams.count)
+        metrics.watch_streams(self.streams.count, self.streams.byte_size)
+        metrics.watch_stream_figures(self.streams.figures, most=settings.metrics_streams)
         if settings.encoder == "demo" and settings.demo_gallery_items:
             with alone("demo-gallery"):
                 fill_demo_gallery(
@@ -180,8 +182,8 @@ class Backend:
         return {
             "list_galleries": plain(galleries.list),
             "describe_gallery": plain(galleries.describe),
-            "create_gallery": plain(galleries.create),
-            "delete_gallery": plain(galleries.delete),
+            "create_gallery": lambda job: galleries.create(**job.arguments, job=job.id),
+            "delete_gallery": lambda job: galleries.delete(**job.arguments, again=job.again),
             "upsert_items": plain(galleries.upsert),
             "delete_items": plain(galleries.delete_items),
             "get_item": plain(galleries.get_item),

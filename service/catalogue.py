@@ -15,7 +15,7 @@ from service.messages import Target
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """Plain values. `image_spec`: that of the encoder as ImageSpec.to_dict(); `models`: what /models shows."""
+    """Plain values. `image_spec`: the encoder's, as ImageSpec.to_dict(); `models`: what /models shows."""
 
     fingerprint: str
     dimension: int

@@ -78,7 +78,7 @@ class Engine:
         self._deployment = deployment
         self.metrics = metrics
         self._why_not_ready = "starting"
-        metrics.watch_queue(submitter.depth)
+        metrics.watch_queue(submitter.depth, capacity_items=settings.queue_capacity_items)
 
     # -- life ---------------------------------------------------------------------------------------
 

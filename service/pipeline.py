@@ -172,7 +172,8 @@ def adapt(
         if on_answer is not None:
             ranked = _rank_unlearned(batch, base, reusable or _look(batch, base))
             on_answer(EarlyAnswer(*ranked, "skipped", ruling.reason, _version(outcome, state)))
-    return replace(outcome, guard=ruling.guard, event=ruling.event)
+    after = ruling.guard.learned(outcome.drift) if outcome.status == "applied" else ruling.guard
+    return replace(outcome, guard=after, event=ruling.event)
 
 
 @dataclass(frozen=True)

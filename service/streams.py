@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -25,11 +25,14 @@ from encoders.base import Encoder, Modality
 from service.errors import NotFound, StorageFailed
 from service.files import check_stream_name
 from service.messages import Query, RetrieveJob, Target, TrackKey
+from service.metrics import StreamFigures
 from service.pipeline import Outcome
 from service.queue.base import StateWrite
 from service.states import StateStore
 
 log = structlog.get_logger(__name__)
+
+_SHOWN_FIGURES = ("modality_gap", "modality_gap_target", "uniformity", "entropy_nats")
 
 
 @dataclass
@@ -190,6 +193,7 @@ class StreamStore:
         default_settings: Mapping[str, Any],
         max_in_memory: int,
         max_bytes: int = 1 << 62,
+        on_eviction: Callable[[], None] = lambda: None,
     ) -> None:
         make_method(default_method, default_settings)  # a wrong default fails at start, not at a query
         self._encoder = encoder
@@ -202,7 +206,7 @@ class StreamStore:
         self._bytes = 0
         self._ungathered: dict[str, list[str]] = {}
         self._deleted: set[str] = set()
-        self.evictions = 0
+        self._on_eviction = on_eviction
 
     @property
     def keeps_gatherings(self) -> bool:
@@ -246,6 +250,25 @@ class StreamStore:
     def count(self) -> int:
         """Streams in memory. May be called from any thread."""
         return len(self._held)
+
+    def byte_size(self) -> int:
+        """Bytes of the states in memory, as of their last save. May be called from any thread."""
+        return self._bytes
+
+    def figures(self) -> list[StreamFigures]:
+        """What every stream in memory shows of itself. May be called from any thread."""
+        return [
+            StreamFigures(
+                stream=stream.name,
+                direction=track.direction,
+                version=track.state.version,
+                last_used=stream.last_seen,
+                pinned=stream.pinned,
+                **{name: (track.drift or {}).get(name) for name in _SHOWN_FIGURES},
+            )
+            for stream in list(self._held.values())
+            for track in list(stream.tracks.values())
+        ]
 
     def held(self) -> Iterator[Stream]:
         return (stream for stream in list(self._held.values()) if self._owned(stream))
@@ -418,7 +441,7 @@ class StreamStore:
                     log.exception("stream_not_evicted", stream=oldest.name, why=str(error))
                     return
             self._drop(oldest.name)
-            self.evictions += 1
+            self._on_eviction()
 
     def _measure(self, stream: Stream) -> None:
         size = stream.byte_size()

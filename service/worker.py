@@ -28,7 +28,7 @@ from adapters.base import AdapterError
 from encoders.base import Encoder, EncoderError, Modality
 from index.base import GalleryError
 from index.gallery import Gallery
-from service import pipeline
+from service import pipeline, tracing
 from service.errors import NotReady, QueueUnreachable, ServiceError
 from service.galleries import Galleries
 from service.gathering import GatheredBatch, Gatherings, GatherLimits
@@ -89,6 +89,7 @@ class _Task:
     slices: Generator[None, None, None]
     stream: str | None
     jobs: list[Job] = field(default_factory=list)
+    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,8 @@ class Worker:
     def _advance(self, task: _Task) -> _Task | None:
         """One slice further; None when the task has ended, in whatever way."""
         try:
-            next(task.slices)
+            with tracing.attach(task.trace), tracing.span("adapt", stream=task.stream or ""):
+                next(task.slices)
         except StopIteration:
             return None
         except Exception as error:
@@ -251,7 +253,9 @@ class Worker:
             if isinstance(first, ControlJob):
                 self._control(first)
             else:
-                self._retrieve([job for job in jobs if isinstance(job, RetrieveJob)])
+                traces = [job.trace for job in jobs if isinstance(job, RetrieveJob)]
+                with tracing.attach(first.trace), tracing.span("answer", kind="consumer", links=traces[1:]):
+                    self._retrieve([job for job in jobs if isinstance(job, RetrieveJob)])
         except Exception as error:
             self._fail(jobs, error)
 
@@ -320,7 +324,7 @@ class Worker:
                 self._answer_without_learning(batch, stream, track, reason="learned from before")
             elif first.mode == "sync":
                 self._foreground = _Task(
-                    self._adapt_and_answer(batch, stream, track), stream.name, list(jobs)
+                    self._adapt_and_answer(batch, stream, track), stream.name, list(jobs), first.trace
                 )
             else:
                 self._answer_and_gather(batch, stream, track)
@@ -492,6 +496,12 @@ class Worker:
         track.commit(outcome)
         stream.dirty = True
         self._metrics.count_adaptation(stream.method_name, outcome.status, queries)
+        self._metrics.observe_drift(
+            method=stream.method_name,
+            direction=track.direction,
+            version=track.state.version,
+            figures=outcome.drift,
+        )
         if outcome.status == "undone":
             log.warning("adaptation_undone", stream=stream.name, track=track.name, why=outcome.reason)
         return True
@@ -544,7 +554,12 @@ class Worker:
             hits = self._hits(batch, job, features, ranking, rows)
             results.append((job, JobAnswer(hits, adaptation, timings)))
             self._metrics.observe_answer(
-                mode=mode, direction=direction, status=status, timings=timings, queries=job.items
+                mode=mode,
+                direction=direction,
+                status=status,
+                timings=timings,
+                queries=job.items,
+                method=method,
             )
         return results
 

@@ -57,13 +57,16 @@ def set_(
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Method setting; repeatable.")
     ] = None,
+    pinned: Annotated[
+        bool | None, typer.Option("--pin/--unpin", help="Keep it in memory, and for ever.")
+    ] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Set a stream's method; a change of the method drops what was learnt."""
+    """Set a stream's method, or pin it; a change of the method drops what was learnt."""
     settings = parse_assignments(setting or []) or None
     with connected(url) as client:
-        show_stream(client.configure_stream(name, method=method, settings=settings), as_json)
+        show_stream(client.configure_stream(name, method=method, settings=settings, pinned=pinned), as_json)
 
 
 @app.command()

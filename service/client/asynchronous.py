@@ -167,10 +167,15 @@ class AsyncClient:
         return await self._send(calls.describe_stream(name))
 
     async def configure_stream(
-        self, name: str, *, method: str | None = None, settings: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        *,
+        method: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        pinned: bool | None = None,
     ) -> Card:
-        """Set the method; makes the stream if it is new. A change of the method drops what was learnt."""
-        return await self._send(calls.configure_stream(name, method, settings))
+        """Set the method, or pin; makes the stream if it is new. Another method drops what was learnt."""
+        return await self._send(calls.configure_stream(name, method, settings, pinned))
 
     async def reset_stream(self, name: str) -> Card:
         """Back to the source model."""

@@ -192,8 +192,11 @@ def describe_stream(name: str) -> Call[Card]:
     return Call("GET", _stream(name), _card)
 
 
-def configure_stream(name: str, method: str | None, settings: Mapping[str, Any] | None) -> Call[Card]:
-    given = {"method": method, "settings": None if settings is None else dict(settings)}
+def configure_stream(
+    name: str, method: str | None, settings: Mapping[str, Any] | None, pinned: bool | None
+) -> Call[Card]:
+    plain = None if settings is None else dict(settings)
+    given = {"method": method, "settings": plain, "pinned": pinned}
     body = {name: value for name, value in given.items() if value is not None}
     return Call("PUT", _stream(name), _card, json=body)
 

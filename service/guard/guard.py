@@ -7,6 +7,7 @@ batch computed again after a crash is ruled the same.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -21,6 +22,7 @@ from service.guard.settings import GuardSettings
 
 EVENTS_KEPT = 32
 _MOST_DOUBLINGS = 6
+_ROLLING_SHARE = 1 / 8
 FEWEST_QUERIES = 4
 """Of a sample that can be judged; a smaller batch is learned from unjudged."""
 _HEALTHY_SHARE = 0.5
@@ -94,9 +96,11 @@ class Guard:
     healthy     healthy batches in a row since `good` was taken
     cooldown    batches that will not be learned from
     strikes     rollbacks without a good state in between
+    update      distance that the last batch moved the parameters, relative to their length
     finding     what the last batch showed; None: nothing
     good        the last good state; it may be the committed one itself, states are never changed in place
     spent       whether `good` was gone back to and has not held since
+    latest      all figures of the last batch; `rolling` their running means
     """
 
     settings: GuardSettings
@@ -109,10 +113,12 @@ class Guard:
     healthy: int = 0
     cooldown: int = 0
     strikes: int = 0
+    update: float = 0.0
     finding: Finding | None = None
     good: AdaptationState | None = None
     spent: bool = False
     latest: Figures = field(default_factory=dict)
+    rolling: Figures = field(default_factory=dict)
     events: tuple[GuardEvent, ...] = ()
 
     def watches(self, method: Method) -> bool:
@@ -128,7 +134,8 @@ class Guard:
     def rule(self, look: Look, state: AdaptationState, canaries: CanaryCheck | None = None) -> Ruling:
         """What becomes of a batch that looks like this under `state`."""
         ratio = 1.0 if self.reference is None else self.reference.ratio(look)
-        seen = replace(self, batches=self.batches + 1, latest=_flat(look, ratio, canaries))
+        seen = replace(self, batches=self.batches + 1, latest=_flat(look, ratio, self.update, canaries))
+        seen = replace(seen, rolling=_rolled(self.rolling, seen.latest))
         if look.queries < FEWEST_QUERIES or not look.source_is_finite:
             return Ruling(seen)
         seen, concern = seen._compared(look, ratio)
@@ -188,7 +195,10 @@ class Guard:
         A mean over the latest 1, 2, 4, ... batches counts when it is above its limit and surely above 0.
         """
         settings = self.settings
-        found = [(look.distance / settings.max_distance, f"distance {look.distance:.3f} from the source")]
+        found = [
+            (look.distance / settings.max_distance, f"distance {look.distance:.3f} from the source"),
+            (self.update / settings.max_update, f"the last batch moved the parameters by {self.update:.3f}"),
+        ]
         limits = {
             "source_likeness": settings.max_source_likeness_rise,
             "modality_gap": settings.max_modality_gap_rise,
@@ -208,6 +218,11 @@ class Guard:
                 break
             count *= 2
         return found
+
+    def learned(self, figures: Figures) -> Guard:
+        """After the batch was learned from; figures: what the method and the update say of it."""
+        target = {name: figures[name] for name in ("modality_gap_target",) if name in figures}
+        return replace(self, update=figures.get("update_norm", 0.0), latest={**self.latest, **target})
 
     # -- acting -------------------------------------------------------------------------------------
 
@@ -238,7 +253,7 @@ class Guard:
             return seen._ruling(concern, "skipped", tell=new)
         if policy == "freeze":
             return seen._ruling(concern, "froze", tell=new)
-        seen = replace(seen, rises=())
+        seen = replace(seen, rises=(), update=0.0)
         if concern.finding == "changed":
             seen = replace(seen, good=None, spent=False, strikes=0, cooldown=0)
             return seen._ruling(concern, "reset", learn=True, weights="source")
@@ -287,6 +302,7 @@ class Guard:
             "reference_batches": 0 if self.reference is None else self.reference.batches,
             "good_version": None if self.good is None else self.good.version,
             "figures": dict(self.latest),
+            "rolling": dict(self.rolling),
             "usual": {} if self.reference is None else dict(self.reference.figures),
             "events": [event.to_plain() for event in self.events],
         }
@@ -299,6 +315,7 @@ class Guard:
             "pending": None if self.pending is None else self.pending.to_plain(),
             "rises": [{name: list(pair) for name, pair in rise.items()} for rise in self.rises],
             "latest": dict(self.latest),
+            "rolling": dict(self.rolling),
             "events": [event.to_plain() for event in self.events],
         }
 
@@ -323,21 +340,29 @@ class Guard:
             pending=None if plain["pending"] is None else Reference.from_plain(plain["pending"]),
             rises=tuple({name: (pair[0], pair[1]) for name, pair in rise.items()} for rise in plain["rises"]),
             latest=dict(plain["latest"]),
+            rolling=dict(plain["rolling"]),
             events=tuple(GuardEvent(**event) for event in plain["events"]),
         )
 
 
-_COUNTERS = ("batches", "healthy", "cooldown", "strikes", "finding", "spent")
+_COUNTERS = ("batches", "healthy", "cooldown", "strikes", "update", "finding", "spent")
 
 
-def _flat(look: Look, ratio: float, canaries: CanaryCheck | None) -> dict[str, float]:
-    """Everything measured of a batch, by name."""
+def _flat(look: Look, ratio: float, update: float, canaries: CanaryCheck | None) -> dict[str, float]:
+    """Everything measured of a batch, by name. What is not finite (only a broken state's figures) is left out."""
     flat = {f"source.{name}": value for name, value in look.frozen.items()}
     flat |= {f"adapted.{name}": value for name, value in look.adapted.items()}
-    flat |= {"agreement": look.agreement, "distance": look.distance, "ratio": ratio}
+    flat |= {"agreement": look.agreement, "distance": look.distance, "update_norm": update, "ratio": ratio}
     if canaries is not None:
         flat["canary_fall"] = canaries.fall()
-    return flat
+    return {name: value for name, value in flat.items() if math.isfinite(value)}
+
+
+def _rolled(rolling: Figures, latest: Figures) -> dict[str, float]:
+    return {
+        name: value + (1 - _ROLLING_SHARE) * (rolling.get(name, value) - value)
+        for name, value in latest.items()
+    }
 
 
 def _changes(before: Figures, after: Figures) -> str:

@@ -65,6 +65,12 @@ class GuardSettings(BaseModel):
     max_similarity_fall: float = Field(
         0.012, gt=0, le=2, description="Mean cosine of a query with its nearest item, source minus adapted."
     )
+    max_update: float = Field(
+        0.02,
+        gt=0,
+        le=100,
+        description="Distance that one batch moves the parameters, relative to their length.",
+    )
     max_distance: float = Field(
         0.1,
         gt=0,

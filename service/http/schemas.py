@@ -160,6 +160,8 @@ class StreamConfiguration(Wire):
     """Adaptation method; `GET /models` lists them. None: keep, or the default for a new stream."""
     settings: JsonObject | None = None
     """Settings of the method over its defaults."""
+    pinned: bool | None = None
+    """Whether the stream stays in memory whatever comes, and never expires. None: keep."""
 
 
 class NewSnapshot(Wire):
@@ -281,6 +283,7 @@ class Deleted(Shown):
 
 class StreamShown(Shown):
     name: str
+    pinned: bool
     method: str
     version: int
     """Applied batches over all tracks since the source state."""

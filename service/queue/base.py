@@ -12,9 +12,8 @@ from typing import Any, Protocol
 
 from service.messages import Job, RetrieveJob
 
-
 ADOPT = "adopt"
-"""Action of a control job that the queue itself puts in: take note of what a stream taken over has gathered."""
+"""Action of a control job of the queue's own: take note of what a stream that was taken over has gathered."""
 
 
 class LostOwnership(Exception):

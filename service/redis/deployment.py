@@ -80,6 +80,7 @@ class Deployment:
                 await deployment.close()
                 raise QueueUnreachable(f"no Redis at {_shown(deployment._url)}")
             await asyncio.sleep(_RETRY_S)
+        metrics.watch_workers(lambda: deployment._workers)
         deployment.submitter.start()
         deployment._hello_task = asyncio.ensure_future(deployment._keep_saying_hello())
         return deployment
@@ -112,6 +113,7 @@ class Deployment:
                 max_attempts=settings.max_attempts,
                 stream_ttl_s=int(settings.stream_ttl_days * 86_400),
             ),
+            metrics=self._metrics,
         )
 
         def alone(name: str) -> AbstractContextManager[Any]:
@@ -128,6 +130,7 @@ class Deployment:
         self._introduce(client, backend)
         backend.start()
         queue.start()
+        self._metrics.watch_leases(lambda: len(leases.held()))
         self._backend, self._queue, self._leases = backend, queue, leases
         return backend
 
@@ -205,6 +208,8 @@ class Deployment:
             if self.submitter.up:
                 log.warning("redis_gone", why=str(error)[:200])
             self.submitter.up = False
+            self._metrics.set_redis_up(False)
+            self._metrics.count_redis_error()
             return False
         self._clock.set(now_ms)
         self._workers = workers
@@ -217,6 +222,7 @@ class Deployment:
         if not self.submitter.up:
             log.info("redis_there", api=self._name)
         self.submitter.up = True
+        self._metrics.set_redis_up(True)
         return True
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import redis
 import structlog
 
+from service.metrics import LeaseMove
 from service.redis.connection import GONE, Clock, Scripts
 from service.redis.keys import GROUP, PARTITIONS, Keys, partition_of
 
@@ -41,8 +42,7 @@ class Watch:
     """Whether jobs of a partition are still in hand, which is then not given back yet."""
     dropped: Callable[[Sequence[Lease]], None]
     """They are lost, released or in doubt: nothing of them may be written any more."""
-    count: Callable[[str, int], None] = lambda move, leases: None
-    """move: gained, lost, released."""
+    count: Callable[[LeaseMove, int], None] = lambda move, leases: None
 
 
 class Leases:
@@ -173,7 +173,7 @@ class Leases:
             args=[self.worker if leave else "", *(lease.value for lease in leases)],
         )
 
-    def _drop(self, leases: Sequence[Lease], move: str) -> None:
+    def _drop(self, leases: Sequence[Lease], move: LeaseMove) -> None:
         with self._lock:
             gone = [lease for lease in leases if self._held.get(lease.partition) == lease]
             if not gone:

@@ -26,6 +26,7 @@ import structlog
 from service.codec import BadMessage, pack_reply, unpack_job
 from service.errors import DeadlineExceeded, QueueUnreachable, ServiceError
 from service.messages import ControlJob, Job
+from service.metrics import Metrics
 from service.queue.base import ADOPT, GatherWrite, LostOwnership, Settlement, StateWrite
 from service.queue.memory import MemoryQueue
 from service.redis import keys as layout
@@ -78,7 +79,7 @@ class RedisQueue:
         leases: Leases,
         clock: Clock,
         limits: Limits,
-        on_redelivery: Callable[[int], None] = lambda entries: None,
+        metrics: Metrics,
     ) -> None:
         """`reader` is a client of its own, because it waits for bells."""
         self._keys = keys
@@ -89,7 +90,7 @@ class RedisQueue:
         self._client = client
         self._reader = reader
         self._reader_scripts = Scripts(reader)
-        self._on_redelivery = on_redelivery
+        self._metrics = metrics
         self.local = MemoryQueue(capacity_items=1 << 40)
         """Also takes jobs of this process that go past Redis."""
         self._entries: dict[int, _Entry] = {}  # by identity of the job
@@ -100,8 +101,9 @@ class RedisQueue:
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="attune-reader", daemon=True)
 
-    def start(self, *, count_move: Callable[[str, int], None] = lambda move, leases: None) -> None:
-        self._leases.start(Watch(busy=self._busy, dropped=self._dropped, count=count_move))
+    def start(self) -> None:
+        watch = Watch(busy=self._busy, dropped=self._dropped, count=self._metrics.count_lease_move)
+        self._leases.start(watch)
         self._thread.start()
 
     # -- the worker's end ---------------------------------------------------------------------------
@@ -171,6 +173,7 @@ class RedisQueue:
         ready: list[Job] = []
         for job, count in zip(jobs, attempts, strict=True):
             if count == 0:
+                self._metrics.count_dropped("cancelled", job.items)
                 self._forget([job])
             elif count > self._limits.max_attempts:
                 error = ServiceError(f"{count - 1} workers began this and none finished it", code="worn_out")
@@ -190,6 +193,7 @@ class RedisQueue:
     def _fail_expired(self) -> None:
         while self._expired:
             job = self._expired.popleft()
+            self._metrics.count_dropped("expired", job.items)
             error = DeadlineExceeded("the deadline passed while the query waited in the queue")
             with suppress(LostOwnership, QueueUnreachable):
                 self.settle(Settlement(results=[(job, error)]))
@@ -294,6 +298,7 @@ class RedisQueue:
         try:
             reply = self._scripts.__getattr__(script)(**what)
         except GONE as error:
+            self._metrics.count_redis_error()
             self._leases.in_doubt()
             raise QueueUnreachable(f"Redis does not answer: {error}") from error
         if reply in (None, b"lost"):
@@ -366,7 +371,7 @@ class RedisQueue:
                 return False
             start, *entries = reply
             if entries:
-                self._on_redelivery(len(entries) // 2)
+                self._metrics.count_redelivery(len(entries) // 2)
             self._deliver(lease, zip(entries[::2], entries[1::2], strict=True))
             if start == b"0-0":
                 break

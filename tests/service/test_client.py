@@ -101,6 +101,7 @@ async def test_galleries_and_items_from_the_client(client: AsyncClient, tmp_path
 async def test_streams_and_snapshots_from_the_client(client: AsyncClient, tmp_path: Path) -> None:
     await client.configure_stream("s", method="tcr", settings={"steps": 2})
     assert (await client.describe_stream("s"))["settings"] == {"steps": 2}
+    assert (await client.configure_stream("s", pinned=True))["pinned"] is True
     assert (await client.create_snapshot("s", "before", note="n"))["note"] == "n"
     data = await client.export_snapshot("s", "before", tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == data

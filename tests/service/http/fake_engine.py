@@ -151,10 +151,15 @@ class FakeEngine:
         return self._stream(name)
 
     async def configure_stream(
-        self, name: str, method: str | None, settings: Mapping[str, Any] | None
+        self,
+        name: str,
+        method: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        pinned: bool | None = None,
     ) -> dict[str, Any]:
         self._maybe_fail()
         card = {"name": name, "method": method or "tcr", "settings": dict(settings or {}), "version": 0}
+        card["pinned"] = bool(pinned)
         self.streams[name] = card
         return card | {"reset": False, "tracks": []}
 
