@@ -47,6 +47,7 @@ CHANGES = ("impulse_noise:3", "motion_blur:5", "fog:2", "brightness:5", "pixelat
 PARTS = ("poison", "steady", "changes", "isolation", "cost")
 HARMFUL_RATE, HIGH_RATE = 1e-2, 1e-3
 WARM, POISONED, AFTER = 5, 5, 10
+"""Batches before, during and after the poison. A wrong setting meets the queries of before once more."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -252,12 +253,12 @@ def _share(part: float, whole: float) -> str:
 def poison(bench: Bench, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Clean queries, then poison, then clean queries again."""
     clean = bench.shifted("clean")
-    if len(clean) < WARM + POISONED + AFTER:
-        raise DatasetError(f"poison needs {(WARM + POISONED + AFTER) * bench.options.batch} queries")
-    before, between = clean[:WARM], clean[WARM : WARM + POISONED]
-    after = [_renamed(batch, "after") for batch in clean[WARM + POISONED : WARM + POISONED + AFTER]]
+    if len(clean) < WARM + AFTER:
+        raise DatasetError(f"poison needs {(WARM + AFTER) * bench.options.batch} queries")
+    before = clean[:WARM]
+    after = [_renamed(batch, "after") for batch in clean[WARM : WARM + AFTER]]
     noise, copies = bench.noise(POISONED), bench.duplicates(POISONED)
-    wrong = [_renamed(batch, "wrong setting") for batch in between]
+    wrong = [_renamed(batch, "wrong setting") for batch in before]
     usual, high, harmful = (make_method("tcr", rate) for rate in ({}, _rate(HIGH_RATE), _rate(HARMFUL_RATE)))
     found = []
     for guard, make in GUARDS.items():
@@ -503,7 +504,7 @@ def _benches(options: argparse.Namespace) -> Callable[[Direction], Bench]:
 
 def _limit(options: argparse.Namespace) -> int:
     """Queries a direction needs at most, so that no more are prepared."""
-    return options.batch * max(WARM + POISONED + AFTER, options.batches, 2 * options.segment)
+    return options.batch * max(WARM + AFTER, options.batches, 2 * options.segment)
 
 
 def _about(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:

@@ -349,7 +349,7 @@ _COUNTERS = ("batches", "healthy", "cooldown", "strikes", "update", "finding", "
 
 
 def _flat(look: Look, ratio: float, update: float, canaries: CanaryCheck | None) -> dict[str, float]:
-    """Everything measured of a batch, by name. What is not finite (only a broken state's figures) is left out."""
+    """Everything measured of a batch, by name, but for what is not finite (figures of a broken state)."""
     flat = {f"source.{name}": value for name, value in look.frozen.items()}
     flat |= {f"adapted.{name}": value for name, value in look.adapted.items()}
     flat |= {"agreement": look.agreement, "distance": look.distance, "update_norm": update, "ratio": ratio}

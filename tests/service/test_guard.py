@@ -212,6 +212,22 @@ def test_a_rise_within_its_error_is_no_harm() -> None:
     assert before.rule(look(seed=9, source_likeness=0.013), state()).learn
 
 
+def test_an_update_too_large_is_harm_before_any_figure_tells() -> None:
+    before, _ = shown(guard(), usual(8))
+    ruling = before.learned({"update_norm": 0.05, "modality_gap_target": 0.3}).rule(look(seed=9), state())
+    assert (ruling.learn, ruling.weights) == (False, "good")
+    assert ruling.reason == "guard: the last batch moved the parameters by 0.050"
+    assert ruling.guard.update == 0.0
+    assert before.learned({"update_norm": 0.01}).rule(look(seed=9), state()).learn
+
+
+def test_rolling_figures_follow_slowly() -> None:
+    before, _ = shown(guard(), usual(4))
+    after, _ = shown(before, [look(seed=5, distance=0.009)])
+    assert after.latest["distance"] == 0.009
+    assert after.rolling["distance"] == pytest.approx(0.001 + 0.008 / 8)
+
+
 def test_features_that_are_not_finite_are_harm_at_once() -> None:
     before, _ = shown(guard(), usual(8))
     ruling = before.rule(look(seed=9, source_likeness=float("nan")), state())
