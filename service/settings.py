@@ -37,6 +37,7 @@ STREAM_NAME = r"^[A-Za-z0-9](?:\.?[A-Za-z0-9_-])*\.?$"
 OTHER_NAMES: Mapping[str, str] = {
     "ATTUNE_CONFIG": "TOML file with settings (default: attune.toml in the working directory, if present)",
     "ATTUNE_URL": "address of the server for the client commands and the Python client",
+    "ATTUNE_API_KEY": "key that the client commands and the Python client send with queries",
     "ATTUNE_SHARED": "folder of the reference numbers, for the tests",
 }
 """Names of the environment that are no setting of the server."""

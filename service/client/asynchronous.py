@@ -23,6 +23,7 @@ class AsyncClient:
 
     url         default: ATTUNE_URL, else http://127.0.0.1:8080
     admin_key   default: ATTUNE_ADMIN_KEY, else none
+    api_key     default: ATTUNE_API_KEY, else none
     timeout_s   longest wait for one answer
     retries     further tries after 429 and 503, with the server's Retry-After up to `max_wait_s` seconds each
     transport   httpx transport, for tests
@@ -33,12 +34,13 @@ class AsyncClient:
         url: str | None = None,
         *,
         admin_key: str | None = None,
+        api_key: str | None = None,
         timeout_s: float = 150.0,
         retries: int = 3,
         max_wait_s: float = 10.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(**connection(url, admin_key, timeout_s), transport=transport)
+        self._http = httpx.AsyncClient(**connection(url, admin_key, api_key, timeout_s), transport=transport)
         self._retries = Retries(retries, max_wait_s)
 
     async def __aenter__(self) -> Self:

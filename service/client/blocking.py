@@ -22,6 +22,7 @@ class Client:
 
     url         default: ATTUNE_URL, else http://127.0.0.1:8080
     admin_key   default: ATTUNE_ADMIN_KEY, else none
+    api_key     default: ATTUNE_API_KEY, else none
     timeout_s   longest wait for one answer
     retries     further tries after 429 and 503, with the server's Retry-After up to `max_wait_s` seconds each
     transport   httpx transport, for tests
@@ -32,12 +33,13 @@ class Client:
         url: str | None = None,
         *,
         admin_key: str | None = None,
+        api_key: str | None = None,
         timeout_s: float = 150.0,
         retries: int = 3,
         max_wait_s: float = 10.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._http = httpx.Client(**connection(url, admin_key, timeout_s), transport=transport)
+        self._http = httpx.Client(**connection(url, admin_key, api_key, timeout_s), transport=transport)
         self._retries = Retries(retries, max_wait_s)
 
     def __enter__(self) -> Self:

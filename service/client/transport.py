@@ -35,12 +35,15 @@ class Retries:
         return min(max(asked, 0.0), self.max_wait_s)
 
 
-def connection(url: str | None, admin_key: str | None, timeout_s: float) -> dict[str, Any]:
+def connection(
+    url: str | None, admin_key: str | None, api_key: str | None, timeout_s: float
+) -> dict[str, Any]:
     """Arguments of httpx.Client and httpx.AsyncClient."""
-    key = admin_key or os.environ.get("ATTUNE_ADMIN_KEY")
     headers = {"User-Agent": f"attune/{VERSION}"}
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
+    if admin := admin_key or os.environ.get("ATTUNE_ADMIN_KEY"):
+        headers["Authorization"] = f"Bearer {admin}"
+    if api := api_key or os.environ.get("ATTUNE_API_KEY"):
+        headers["X-Attune-Api-Key"] = api
     return {
         "base_url": url or os.environ.get("ATTUNE_URL") or DEFAULT_URL,
         "headers": headers,

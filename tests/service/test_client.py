@@ -257,3 +257,17 @@ def test_client_imports_neither_torch_nor_the_server() -> None:
 def test_version_is_that_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == VERSION == attune.__version__
+
+
+def test_an_api_key_travels_beside_the_admin_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTUNE_API_KEY", "reader")
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json={})
+
+    with Client("http://x", admin_key="owner", transport=httpx.MockTransport(answer)) as client:
+        client.models()
+    assert seen[0].headers["authorization"] == "Bearer owner"
+    assert seen[0].headers["x-attune-api-key"] == "reader"
