@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
@@ -28,6 +30,12 @@ def connect_async(url: str, *, timeout_s: float) -> redis.asyncio.Redis:
     return redis.asyncio.Redis.from_url(url, **_options(timeout_s), retry=AsyncRetry(NoBackoff(), 0))
 
 
+def shown(url: str) -> str:
+    """A Redis address for logs and terminals: without user, password and options."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def _options(timeout_s: float) -> dict[str, Any]:
     return {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "decode_responses": False}
 
@@ -35,10 +43,10 @@ def _options(timeout_s: float) -> dict[str, Any]:
 class Scripts:
     """The Lua scripts beside this file, called by name: `scripts.put(keys=..., args=...)`."""
 
-    def __init__(self, client: redis.Redis | redis.asyncio.Redis) -> None:
+    def __init__(self, client: redis.Redis | redis.asyncio.Redis, names: Sequence[str] = SCRIPTS) -> None:
         folder = files("service.redis") / "scripts"
         self._scripts = {
-            name: client.register_script((folder / f"{name}.lua").read_text("utf-8")) for name in SCRIPTS
+            name: client.register_script((folder / f"{name}.lua").read_text("utf-8")) for name in names
         }
 
     def __getattr__(self, name: str) -> Any:

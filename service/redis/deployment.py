@@ -19,7 +19,7 @@ from service.errors import NotReady, QueueUnreachable
 from service.messages import RetrieveJob
 from service.metrics import Metrics
 from service.redis.catalogue import RedisCatalogue, packed
-from service.redis.connection import GONE, Clock, Scripts, connect, connect_async
+from service.redis.connection import GONE, Clock, Scripts, connect, connect_async, shown
 from service.redis.keys import Keys
 from service.redis.submitter import RedisSubmitter
 from service.settings import Settings
@@ -78,7 +78,7 @@ class Deployment:
         while not await deployment._hello():
             if asyncio.get_running_loop().time() > until:
                 await deployment.close()
-                raise QueueUnreachable(f"no Redis at {_shown(deployment._url)}")
+                raise QueueUnreachable(f"no Redis at {shown(deployment._url)}")
             await asyncio.sleep(_RETRY_S)
         metrics.watch_workers(lambda: deployment._workers)
         deployment.submitter.start()
@@ -224,9 +224,3 @@ class Deployment:
         self.submitter.up = True
         self._metrics.set_redis_up(True)
         return True
-
-
-def _shown(url: str) -> str:
-    """A Redis address without its password."""
-    head, at, tail = url.rpartition("@")
-    return f"{head.partition('://')[0]}://...@{tail}" if at else url
