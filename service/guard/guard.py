@@ -16,9 +16,10 @@ from typing import Any, Literal
 from adapters.base import Method
 from adapters.state import AdaptationState
 from service.guard.canaries import CanaryCheck
-from service.guard.look import Figures, Look
+from service.guard.look import FIGURES, Figures, Look
 from service.guard.reference import Reference
 from service.guard.settings import GuardSettings
+from service.guard.stored import StoredGuard
 
 EVENTS_KEPT = 32
 _MOST_DOUBLINGS = 6
@@ -328,21 +329,38 @@ class Guard:
         stream: str,
         track: str,
         good: AdaptationState | None,
+        dimension: int,
     ) -> Guard:
-        """The guard that `to_plain` described. Raises KeyError, TypeError, ValueError for anything else."""
+        """The guard that `to_plain` described. Raises ValueError for anything else."""
+        stored = StoredGuard.model_validate(plain)
+        references = [
+            None if each is None else Reference.from_plain(each.model_dump())
+            for each in (stored.reference, stored.pending)
+        ]
+        for reference in references:
+            if reference is not None and (
+                reference.centre.shape != (dimension,) or reference.figures.keys() != set(FIGURES)
+            ):
+                raise ValueError("the guard's reference is not of this encoder")
+        if any(rise.keys() != _SIGNS.keys() for rise in stored.rises):
+            raise ValueError("the guard's differences lack a figure")
         return cls(
             settings=settings,
             stream=stream,
             track=track,
             good=good,
-            **{name: plain[name] for name in _COUNTERS},
-            reference=None if plain["reference"] is None else Reference.from_plain(plain["reference"]),
-            pending=None if plain["pending"] is None else Reference.from_plain(plain["pending"]),
-            rises=tuple({name: (pair[0], pair[1]) for name, pair in rise.items()} for rise in plain["rises"]),
-            latest=dict(plain["latest"]),
-            rolling=dict(plain["rolling"]),
-            events=tuple(GuardEvent(**event) for event in plain["events"]),
+            **{name: getattr(stored, name) for name in _COUNTERS},
+            reference=references[0],
+            pending=references[1],
+            rises=tuple({name: (pair[0], pair[1]) for name, pair in rise.items()} for rise in stored.rises),
+            latest=stored.latest,
+            rolling=stored.rolling,
+            events=tuple(GuardEvent(**event.model_dump()) for event in stored.events[-EVENTS_KEPT:]),
         )
+
+    def configured(self, settings: GuardSettings) -> Guard:
+        """After a person has changed settings of the stream: what happened under the old ones is forgiven."""
+        return replace(self, settings=settings, cooldown=0, strikes=0, update=0.0)
 
 
 _COUNTERS = ("batches", "healthy", "cooldown", "strikes", "update", "finding", "spent")

@@ -16,7 +16,7 @@ from adapters.drift import query_figures, sample_figures
 
 SMALLEST_SAMPLE = 8
 _TEMPERATURE = 0.02
-_NAMES = ("source_likeness", "modality_gap", "uniformity", "top1_similarity", "entropy_nats")
+FIGURES = ("source_likeness", "modality_gap", "uniformity", "top1_similarity", "entropy_nats")
 _COMPARED = ("source_likeness", "modality_gap", "top1_similarity")
 
 Figures = Mapping[str, float]
@@ -76,16 +76,16 @@ def look_at(
     measured = [sample_figures(*side, temperature=_TEMPERATURE) for side in pair]
     source, stream = (query_figures(*side) for side in pair)
     queries = pair[0][0]
-    scalars = [figures[name] for figures in measured for name in _NAMES]
+    scalars = [figures[name] for figures in measured for name in FIGURES]
     scalars += [(stream[name] - source[name]).std() for name in _COMPARED]
     scalars.append(queries.var(0).sum())
     values = torch.cat([torch.stack(scalars), queries.mean(0)]).double().cpu().numpy()
-    count, centre = len(_NAMES), len(scalars)
+    count, centre = len(FIGURES), len(scalars)
     errors = values[2 * count : centre - 1] / len(queries) ** 0.5
     return Look(
         queries=len(queries),
-        frozen=dict(zip(_NAMES, values[:count].tolist(), strict=True)),
-        adapted=dict(zip(_NAMES, values[count : 2 * count].tolist(), strict=True)),
+        frozen=dict(zip(FIGURES, values[:count].tolist(), strict=True)),
+        adapted=dict(zip(FIGURES, values[count : 2 * count].tolist(), strict=True)),
         errors=dict(zip(_COMPARED, errors.tolist(), strict=True)),
         agreement=agreement,
         distance=distance,

@@ -359,7 +359,12 @@ def test_a_guard_stored_as_json_rules_on_as_if_it_had_never_left() -> None:
         current, early = shown(guard(cooldown_batches=1), looks[:cut])
         plain = json.loads(json.dumps(current.to_plain(), allow_nan=False))
         current = Guard.from_plain(
-            plain, settings=current.settings, stream="s", track="g/image->text", good=current.good
+            plain,
+            settings=current.settings,
+            stream="s",
+            track="g/image->text",
+            good=current.good,
+            dimension=D,
         )
         late = []
         for number in range(cut, len(looks)):
@@ -370,10 +375,30 @@ def test_a_guard_stored_as_json_rules_on_as_if_it_had_never_left() -> None:
 
 
 def test_a_guard_that_was_altered_is_refused() -> None:
-    plain = guard().to_plain()
-    del plain["strikes"]
-    with pytest.raises(KeyError):
-        Guard.from_plain(plain, settings=GuardSettings(), stream="s", track="t", good=None)
+    plain = shown(guard(), usual(3))[0].to_plain()
+
+    def read(changed: dict[str, Any], dimension: int = D) -> Guard:
+        settings = GuardSettings()
+        return Guard.from_plain(
+            changed, settings=settings, stream="s", track="t", good=None, dimension=dimension
+        )
+
+    assert read(plain).batches == 3
+    without = {name: value for name, value in plain.items() if name != "strikes"}
+    short = {**plain["reference"], "centre": [0.0]}
+    for wrong in (
+        without,
+        {**plain, "surplus": 1},
+        {**plain, "strikes": -1},
+        {**plain, "update": float("nan")},
+        {**plain, "reference": short},
+        {**plain, "reference": {**plain["reference"], "figures": {}}},
+        {**plain, "rises": [{"modality_gap": [0.0, 0.0]}]},
+    ):
+        with pytest.raises(ValueError):
+            read(wrong)
+    with pytest.raises(ValueError):
+        read(plain, dimension=D + 1)
 
 
 def test_the_description_is_json_and_names_every_figure() -> None:

@@ -229,7 +229,9 @@ def test_a_batch_computed_again_comes_to_the_same() -> None:
     state, watched, _ = several(5, guard())
     assert watched is not None
     plain = json.loads(json.dumps(watched.to_plain(), allow_nan=False))
-    stored = Guard.from_plain(plain, settings=watched.settings, stream="", track="", good=watched.good)
+    stored = Guard.from_plain(
+        plain, settings=watched.settings, stream="", track="", good=watched.good, dimension=8
+    )
     for inputs in (batch(30, SIZE), crowd(), batch(31, SIZE) * 3):
         here, there = one(state, watched, inputs), one(state, stored, inputs)
         assert here.outcome.reason == there.outcome.reason
