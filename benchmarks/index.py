@@ -2,10 +2,14 @@
 
     python -m benchmarks.index --items 100000 --dim 512
     python -m benchmarks.index --backends torch,ivf,hnsw --json index.json
+    python -m benchmarks.index --shared --rounds 9
 
 The ratio is `Gallery.search_raw` + `hits` over `faiss.IndexFlatIP.search` on the same rows with the same
 kernel choice. Both are called in turn in one run, so that whatever else the machine does falls on both. The
 rows are unit vectors around a few hundred centres; recall@10 is measured against the exact answers.
+
+`--shared` measures instead what it costs that processes share a gallery: to ask whether it has changed, and
+to take over 64 replaced items (and 64 removed ones), against loading it anew.
 """
 
 from __future__ import annotations
@@ -19,17 +23,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from index import Gallery, IndexSettings, Item, make_index
+from index import Gallery, GalleryStore, IndexSettings, Item, make_index
 from index.base import Floats
 from index.exact import recall
 from index.faiss_library import BLAS_FROM_QUERIES, faiss
 
 K = 10
 BATCHES = (64, 1)
+CHANGED = 64
 _CENTRE_WEIGHT = 0.4
 BACKENDS: Mapping[str, IndexSettings] = {
     "torch": IndexSettings(kind="torch"),
@@ -114,10 +120,56 @@ def backend(name: str, rows: Floats, queries: Floats, *, rounds: int, device: st
     return report
 
 
+def shared(rows: Floats, *, rounds: int) -> dict[str, Any]:
+    """One store changes a gallery on disk, another one follows; times in ms but for the check."""
+    report: dict[str, Any] = {}
+    with (
+        TemporaryDirectory() as folder,
+        GalleryStore(Path(folder)) as writing,
+        GalleryStore(Path(folder)) as following,
+    ):
+        gallery = writing.create("bench", rows.shape[1], "none", IndexSettings())
+        gallery.upsert([Item(id=f"item-{n}", vectors={"image": row}) for n, row in enumerate(rows)])
+        follower = following.open("bench", "none")
+        report["check_us"] = _microseconds(follower.refresh)
+        report["open_us"] = _microseconds(lambda: following.open("bench", "none"))
+        taken: dict[str, list[float]] = {"replaced": [], "removed": [], "reload": []}
+        for turn in range(rounds):
+            chosen = range(turn * CHANGED, (turn + 1) * CHANGED)
+            gallery.upsert([Item(id=f"item-{n}", vectors={"image": rows[-n]}) for n in chosen])
+            taken["replaced"].append(_milliseconds(follower.refresh))
+            gallery.delete([f"item-{len(rows) - 1 - n}" for n in chosen])
+            taken["removed"].append(_milliseconds(follower.refresh))
+            taken["reload"].append(_milliseconds(partial(_load, Path(folder))))
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    report |= {f"{name}_ms": value for name, value in medians.items()}
+    report["reload_over_replaced"] = medians["reload"] / medians["replaced"]
+    report["reload_over_removed"] = medians["reload"] / medians["removed"]
+    return report
+
+
+def _load(folder: Path) -> None:
+    with GalleryStore(folder) as store:
+        store.open("bench", "none")
+
+
+def _milliseconds(call: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - begun)
+
+
+def _microseconds(call: Callable[[], Any], *, times: int = 20_000) -> float:
+    return _milliseconds(lambda: [call() for _ in range(times)]) * 1000 / times
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = clustered_rows(arguments.items, arguments.dim, seed=0)
     queries = clustered_rows(max(BATCHES), arguments.dim, seed=1)
     names = [name for name in arguments.backends.split(",") if name]
+    if arguments.shared:
+        size = {"items": arguments.items, "dimension": arguments.dim, "changed": CHANGED}
+        return size | {"shared": shared(rows, rounds=arguments.rounds)}
     return {
         "items": arguments.items,
         "dimension": arguments.dim,
@@ -141,6 +193,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--backends", default="", help=f"comma-separated, of {', '.join(BACKENDS)}")
+    parser.add_argument("--shared", action="store_true", help="measure what following another process costs")
     parser.add_argument("--device", default="cpu", help="where the torch backend computes")
     parser.add_argument("--json", type=Path, help="where to write the report")
     parsed = parser.parse_args(arguments)

@@ -63,6 +63,8 @@ _CREATE = (
     *_HISTORY,
 )
 _COLUMNS = "sequence, id, payload, text, image_vector, text_vector, generation, checksum"
+# Named, or SQLite goes through all rows to have them in order without sorting.
+_ITEMS_SINCE = "items INDEXED BY items_by_generation WHERE generation > ?"
 _PLACE_COLUMNS = "sequence, id, image_vector IS NOT NULL, text_vector IS NOT NULL"
 
 # sequence, id, payload, text, image vector, text vector, generation
@@ -210,7 +212,7 @@ class SqliteJournal:
         return [item_id for (item_id,) in rows]
 
     def _places(self, since: int) -> list[Place]:
-        rows = self._connection.execute(f"SELECT {_PLACE_COLUMNS} FROM items WHERE generation > ?", (since,))  # noqa: S608
+        rows = self._connection.execute(f"SELECT {_PLACE_COLUMNS} FROM {_ITEMS_SINCE}", (since,))  # noqa: S608
         return [
             Place(sequence, item_id, {target for target, has in zip(TARGETS, having, strict=True) if has})
             for sequence, item_id, *having in rows
@@ -219,7 +221,7 @@ class SqliteJournal:
     def _written(self, since: int) -> Iterator[list[Record]]:
         """Some at a time, so that the vectors of many changes are not held twice."""
         cursor = self._connection.execute(
-            f"SELECT {_COLUMNS} FROM items WHERE generation > ? ORDER BY sequence",  # noqa: S608
+            f"SELECT {_COLUMNS} FROM {_ITEMS_SINCE} ORDER BY sequence",  # noqa: S608
             (since,),
         )
         while rows := cursor.fetchmany(_ROWS_AT_ONCE):

@@ -93,7 +93,7 @@ changes = st.one_of(
     st.tuples(st.just("upsert"), item_numbers, st.sampled_from(KINDS), st.integers(0, 20)),
     st.tuples(st.just("delete"), item_numbers),
 )
-histories = st.lists(st.tuples(st.integers(0, 2), changes), min_size=1, max_size=12)
+histories = st.lists(st.tuples(st.integers(0, 3), changes), min_size=1, max_size=12)
 
 
 def apply(gallery, change):
@@ -115,7 +115,8 @@ def apply(gallery, change):
 def test_processes_that_change_a_gallery_in_turn_hold_what_a_fresh_one_reads(
     monkeypatch, kept, at_once, history
 ):
-    """Whoever changes it has not refreshed before; a third one refreshes only now and then.
+    """Whoever changes it has not refreshed before; a third one refreshes only now and then; a fourth one
+    starts anew for each change, so it numbers items as if those at the end had never been.
 
     With few removals kept and few rows read at a time, too.
     """
@@ -130,7 +131,8 @@ def test_processes_that_change_a_gallery_in_turn_hold_what_a_fresh_one_reads(
         one.create("shop", D, "encoder-1", IndexSettings())
         galleries = [store.open("shop", "encoder-1") for store in (one, two, three)]
         for step, (who, change) in enumerate(history):
-            apply(galleries[who], change)
+            with GalleryStore(Path(name)) as fresh:
+                apply(galleries[who] if who < 3 else fresh.open("shop", "encoder-1"), change)
             with GalleryStore(Path(name)) as fresh:
                 expected = everything(fresh.open("shop", "encoder-1"))
             followers = galleries if step % 4 == 3 or step == len(history) - 1 else galleries[:2]
@@ -190,6 +192,8 @@ def test_own_change_is_no_news(pair):
     assert theirs.refresh()
     assert not theirs.refresh()
     assert not mine.refresh()
+    assert not mine._journal.changed()
+    assert not theirs._journal.changed()
 
 
 def test_refused_change_is_no_news_either_but_the_others_are(pair):
@@ -269,6 +273,47 @@ def test_many_processes_changing_at_once_lose_nothing(folder):
     with GalleryStore(folder) as store:
         gallery = store.open("shop", "encoder-1")
         assert (len(gallery), gallery.generation) == (60, 60)
+
+
+def test_change_that_was_not_committed_does_not_hide_the_one_that_was(pair):
+    """Both are generation 1. After an error the file is asked, whatever SQLite says about its version."""
+    _, _, mine, theirs = pair
+    failing = theirs._journal
+
+    def save_without_commit():
+        with failing.transaction(write=True):
+            failing.read(0)
+            failing.save(generation=1, counts=theirs.counts(), written=[], removed=[])
+            raise OSError("no commit")
+
+    with pytest.raises(StorageError, match="no commit"):
+        save_without_commit()
+    assert failing.changed()
+    mine.upsert([Item(id="a", vectors={"image": vector(1)})])
+    assert theirs.refresh()
+    assert everything(theirs) == everything(mine)
+
+
+def test_item_that_comes_back_at_its_place_with_another_modality_is_followed(pair, folder):
+    """A process that starts anew gives the place of a removed last item to the next one."""
+    _, _, mine, theirs = pair
+    mine.upsert([Item(id=n, vectors={"image": vector(1)}) for n in "ab"])
+    theirs.refresh()
+    mine.delete(["b"])
+    with GalleryStore(folder) as fresh:
+        fresh.open("shop", "encoder-1").upsert([Item(id="b", vectors={"text": vector(2)})])
+    theirs.refresh()
+    mine.refresh()
+    assert theirs.counts() == {"items": 2, "image": 1, "text": 1}
+    assert everything(theirs) == everything(mine)
+
+
+def test_id_that_comes_again_is_no_longer_removed(pair, folder):
+    _, _, mine, theirs = pair
+    mine.upsert([Item(id=n, vectors={"image": vector(1)}) for n in "abc"])
+    mine.delete(["a", "b"])
+    theirs.upsert([Item(id="a", vectors={"image": vector(2)})])
+    assert sql(folder / "shop.sqlite", "SELECT id, generation FROM removed") == [("b", 2)]
 
 
 # Damage
