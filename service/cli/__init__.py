@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import galleries, query, serve, snapshots, streams
+from service.cli import galleries, query, redis, serve, snapshots, streams
 from service.version import VERSION
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("query")(query.query)
 app.add_typer(galleries.app, name="gallery")
 app.add_typer(streams.app, name="stream")
 app.add_typer(snapshots.app, name="snapshot")
+app.add_typer(redis.app, name="redis")
 
 
 def _show_version(wanted: bool) -> None:
