@@ -64,6 +64,7 @@ class Backend:
             states=states or FileStates(folder / "streams"),
             default_method=settings.default_method,
             default_settings=settings.default_method_settings,
+            guard=settings.guard,
             max_in_memory=settings.max_streams,
             max_bytes=settings.max_stream_memory_mib << 20,
             on_eviction=metrics.count_eviction,

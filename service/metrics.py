@@ -139,6 +139,9 @@ class Metrics:
         self._adaptations = self._counter(
             "attune_adaptations", "Adaptation batches by what became of them.", "method", "outcome"
         )
+        self._guard = self._counter(
+            "attune_guard_events", "What the guards found in streams, and did.", "finding", "action"
+        )
         self._adapted_queries = self._counter(
             "attune_adaptation_queries", "Queries of those batches.", "method", "outcome"
         )
@@ -251,6 +254,10 @@ class Metrics:
         self._adapted_queries.labels(method, outcome).inc(queries)
         if outcome != "shed":
             self._adaptation_sizes.labels(method).observe(queries)
+
+    def count_guard(self, finding: str, action: str) -> None:
+        """A guard began to act on a finding (service/guard)."""
+        self._guard.labels(finding, action).inc()
 
     def observe_adaptation_seconds(self, method: str, seconds: float) -> None:
         """Work for one batch, without the answers given in between."""

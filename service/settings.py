@@ -25,6 +25,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
+from service.guard.settings import GuardSettings
+
 if TYPE_CHECKING:
     from limits import RateLimitItem
 
@@ -154,6 +156,13 @@ class Settings(BaseSettings):
     answer_before_last_update: bool = Field(
         True,
         description="In `sync`, answer before the last update of the batch, which cannot change the answer.",
+    )
+
+    # Guard
+    guard: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Settings of the guard over its defaults (docs/guard.md; JSON in the environment), for "
+        'example `{"policy": "warn"}`.',
     )
 
     # Limits
@@ -299,6 +308,12 @@ class Settings(BaseSettings):
     def _endpoint_is_an_address(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
             raise ValueError("an endpoint looks like http://collector:4318")
+        return value
+
+    @field_validator("guard")
+    @classmethod
+    def _guard_is_known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        GuardSettings(**value)
         return value
 
     @model_validator(mode="after")

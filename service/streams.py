@@ -12,10 +12,11 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import structlog
+from pydantic import ValidationError
 
 from adapters.base import BadSettings, Method, StateMismatch
 from adapters.registry import METHODS, make_method
@@ -24,6 +25,8 @@ from adapters.validation import check_state
 from encoders.base import Encoder, Modality
 from service.errors import NotFound, StorageFailed
 from service.files import check_stream_name
+from service.guard.guard import Guard
+from service.guard.settings import GuardSettings
 from service.messages import Query, RetrieveJob, Target, TrackKey
 from service.metrics import StreamFigures
 from service.pipeline import Outcome
@@ -31,6 +34,9 @@ from service.queue.base import StateWrite
 from service.states import StateStore
 
 log = structlog.get_logger(__name__)
+
+_GOOD = "good:"
+"""Before a track's name, in a file: the last good state of its guard."""
 
 _SHOWN_FIGURES = ("modality_gap", "modality_gap_target", "uniformity", "entropy_nats")
 
@@ -99,6 +105,7 @@ class Track:
     last_reason: str = ""
     drift: dict[str, float] | None = None
     losses: dict[str, float] | None = None
+    guard: Guard = field(default_factory=lambda: Guard(GuardSettings()))
 
     @property
     def name(self) -> str:
@@ -116,6 +123,8 @@ class Track:
         """Take over what an adaptation came to. An undone one leaves the state as it was."""
         if outcome.state is not None:
             self.state = outcome.state
+        if outcome.guard is not None:
+            self.guard = replace(outcome.guard, settings=self.guard.settings)
         setattr(self, outcome.status, getattr(self, outcome.status) + 1)
         self.last_reason = outcome.reason
         self.drift = dict(outcome.drift) or None
@@ -138,7 +147,13 @@ class Track:
             "last_reason": self.last_reason,
             "drift": self.drift,
             "losses": self.losses,
+            "guard": self.guard.describe(),
         }
+
+    def byte_size(self) -> int:
+        """Bytes of the state and of the last good one."""
+        good = self.guard.good
+        return self.state.byte_size() + (0 if good is None or good is self.state else good.byte_size())
 
 
 @dataclass
@@ -152,6 +167,8 @@ class Stream:
     tracks: dict[str, Track] = field(default_factory=dict)
     pinned: bool = False
     """Never leaves memory to make room for others, and never expires."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """Settings of the guard over the server's."""
     dirty: bool = True
     token: int | None = 0
     """The store's owner token when this was loaded; see StateStore."""
@@ -161,7 +178,7 @@ class Stream:
         return sum(track.state.version for track in self.tracks.values())
 
     def byte_size(self) -> int:
-        return sum(track.state.byte_size() for track in self.tracks.values())
+        return sum(track.byte_size() for track in self.tracks.values())
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -169,6 +186,7 @@ class Stream:
             "pinned": self.pinned,
             "method": self.method_name,
             "settings": self.settings,
+            "guard": self.guard,
             "version": self.version,
             "batches": sum(track.state.batches for track in self.tracks.values()),
             "created_at": self.created_at,
@@ -191,6 +209,7 @@ class StreamStore:
         states: StateStore,
         default_method: str,
         default_settings: Mapping[str, Any],
+        guard: Mapping[str, Any] | None = None,
         max_in_memory: int,
         max_bytes: int = 1 << 62,
         on_eviction: Callable[[], None] = lambda: None,
@@ -199,6 +218,7 @@ class StreamStore:
         self._encoder = encoder
         self._states = states
         self._default = (default_method, dict(default_settings))
+        self._guard = GuardSettings(**(guard or {})).model_dump()
         self._max_in_memory = max_in_memory
         self._max_bytes = max_bytes
         self._held: OrderedDict[str, Stream] = OrderedDict()
@@ -293,6 +313,7 @@ class StreamStore:
         if track is None:
             track = Track(key.gallery, key.direction, self._source_state(stream.method, key.direction))
             stream.tracks[key.name] = track
+            self._set_guards(stream)
         stream.last_seen = time.time()
         stream.dirty = True
         return track
@@ -311,8 +332,10 @@ class StreamStore:
         method: str | None,
         settings: Mapping[str, Any] | None,
         pinned: bool | None = None,
+        guard: Mapping[str, Any] | None = None,
     ) -> tuple[Stream, bool]:
-        """Choose method and settings, and whether the stream is pinned. -> (stream, was reset).
+        """Choose method and settings, whether the stream is pinned, and settings of its guard over the
+        server's. -> (stream, was reset).
 
         Another method starts from the source state. What is None stays as it is. Without `settings`,
         those of the old method stay if the method stays, else the defaults apply.
@@ -322,15 +345,36 @@ class StreamStore:
         kept = stream.settings if chosen == stream.method_name else {}
         wanted = dict(settings) if settings is not None else kept
         built = make_method(chosen, wanted)
+        if guard is not None:
+            self._guard_settings(guard)  # wrong ones change nothing
         reset = chosen != stream.method_name and bool(stream.tracks)
         before = copy(stream)
         stream.method_name, stream.settings, stream.method = chosen, wanted, built
+        stream.guard = stream.guard if guard is None else dict(guard)
         stream.pinned = stream.pinned if pinned is None else pinned
         if chosen != before.method_name:
             self._ungather(stream)
             stream.tracks = {}
         self._save_or_revert(stream, before)
+        self._set_guards(stream, forgive=True)
+        stream.dirty = True
         return stream, reset
+
+    def _guard_settings(self, over: Mapping[str, Any]) -> GuardSettings:
+        """The server's with some changed. Raises BadSettings."""
+        try:
+            return GuardSettings(**{**self._guard, **over})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise BadSettings(f"guard: {where}: {first['msg']}, got {first['input']!r}") from error
+
+    def _set_guards(self, stream: Stream, *, forgive: bool = False) -> None:
+        """Give the guards of a stream's tracks their settings and names."""
+        settings = self._guard_settings(stream.guard)
+        for name, track in stream.tracks.items():
+            guard = track.guard.configured(settings) if forgive else track.guard
+            track.guard = replace(guard, settings=settings, stream=stream.name, track=name)
 
     def reset(self, name: str) -> Stream:
         """Back to the source state; method and settings stay."""
@@ -349,6 +393,7 @@ class StreamStore:
         self._ungather(stream)
         stream.method_name, stream.settings = method, dict(settings)
         stream.method, stream.tracks = make_method(method, settings), dict(tracks)
+        self._set_guards(stream)
         self._save_or_revert(stream, before)
         return stream
 
@@ -480,8 +525,10 @@ class StreamStore:
             last_seen=header["last_seen"],
             tracks=tracks,
             pinned=header.get("pinned", False),
+            guard=header.get("guard", {}),
             dirty=False,
         )
+        self._set_guards(stream)
         self._resume_gathering(stream, header)
         return stream
 
@@ -494,12 +541,17 @@ class StreamStore:
                 direction = jobs[0].key.direction
                 state = self._source_state(stream.method, direction)
                 stream.tracks[name] = Track(jobs[0].key.gallery, direction, state)
+                self._set_guards(stream)
             used = header.get("tracks", {}).get(name, {}).get("gathered_used", 0)
             stream.tracks[name].gathered = Gathering.resumed(jobs, used)
 
 
 def pack_stream(stream: Stream, *, kind: str, **about: Any) -> bytes:
-    """A stream's states and what is known of them, as one file. `about` goes into the header."""
+    """A stream's states and what is known of them, as one file. `about` goes into the header.
+
+    A snapshot leaves the guards out: what it restores is judged anew.
+    """
+    guarded = kind == "stream"
     header = {
         "kind": kind,
         "stream": stream.name,
@@ -508,6 +560,7 @@ def pack_stream(stream: Stream, *, kind: str, **about: Any) -> bytes:
         "created_at": stream.created_at,
         "last_seen": stream.last_seen,
         "pinned": stream.pinned,
+        "guard": stream.guard,
         "card": stream.describe(),
         "tracks": {
             key: {
@@ -520,12 +573,17 @@ def pack_stream(stream: Stream, *, kind: str, **about: Any) -> bytes:
                 "gathered_used": track.gathered.used,
                 "drift": track.drift,
                 "losses": track.losses,
+                **({"guard": track.guard.to_plain()} if guarded else {}),
             }
             for key, track in stream.tracks.items()
         },
         **about,
     }
-    return pack_states({key: track.state for key, track in stream.tracks.items()}, header=header)
+    states = {key: track.state for key, track in stream.tracks.items()}
+    for key, track in stream.tracks.items():
+        if guarded and track.guard.good is not None:
+            states[_GOOD + key] = track.guard.good
+    return pack_states(states, header=header)
 
 
 def unpack_tracks(data: bytes, encoder: Encoder) -> tuple[dict[str, Any], dict[str, Track]]:
@@ -539,18 +597,32 @@ def unpack_tracks(data: bytes, encoder: Encoder) -> tuple[dict[str, Any], dict[s
         if method not in METHODS:
             raise StateMismatch(f"the file was made by method {method!r}, which this version does not have")
         tracks = {key: _track(key, states[key], about) for key, about in header["tracks"].items()}
+        for key, about in header["tracks"].items():
+            if "guard" in about:
+                tracks[key].guard = Guard.from_plain(
+                    about["guard"], settings=GuardSettings(), stream=header["stream"], track=key,
+                    good=states.get(_GOOD + key), dimension=encoder.dimension,
+                )  # fmt: skip
+    except ValueError as error:
+        raise StateFileError(f"the file's guard is damaged: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise StateFileError(f"the file lacks {error}") from error
     for track in tracks.values():
-        if track.state.method != method:
-            raise StateMismatch(f"{track.name} was made by {track.state.method!r}, the stream by {method!r}")
-        check_state(
-            track.state,
-            fingerprint=encoder.fingerprint,
-            parameters=encoder.towers[track.query_modality].parameters,
-            dimension=encoder.dimension,
-        )
+        for state in (track.state, track.guard.good):
+            if state is not None:
+                _check(track, state, method, encoder)
     return header, tracks
+
+
+def _check(track: Track, state: AdaptationState, method: str, encoder: Encoder) -> None:
+    if state.method != method:
+        raise StateMismatch(f"{track.name} was made by {state.method!r}, the stream by {method!r}")
+    check_state(
+        state,
+        fingerprint=encoder.fingerprint,
+        parameters=encoder.towers[track.query_modality].parameters,
+        dimension=encoder.dimension,
+    )
 
 
 def _track(key: str, state: AdaptationState, about: Mapping[str, Any]) -> Track:

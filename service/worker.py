@@ -396,13 +396,11 @@ class Worker:
     def _adapt_and_answer(self, batch: _Batch, stream: Stream, track: Track) -> Generator[None, None, None]:
         """Synchronous mode: the batch adapts, and its answer comes from the adapted model."""
         times = StageTimes()
-        version = track.state.version
 
         def on_answer(early: EarlyAnswer) -> None:
-            learned = early.status in ("applied", "applying")
             results = self._results(
                 batch, early.features, early.ranking, times, method=stream.method_name,
-                version=version + learned, status=early.status, reason=early.reason,
+                version=early.version, status=early.status, reason=early.reason,
             )  # fmt: skip
             if early.status == "applying":
                 self._queue.answer_early(results)
@@ -420,6 +418,7 @@ class Worker:
             times=times,
             on_answer=on_answer,
             answer_before_last_update=self._settings.answer_before_last_update,
+            guard=track.guard,
         )
         if self._commit(stream, track, outcome, len(batch.queries)):
             state = self._streams.write(stream.name)
@@ -474,6 +473,7 @@ class Worker:
                 state=track.state,
                 batch_id=batch.id,
                 times=StageTimes(),
+                guard=track.guard,
             )
         except Exception:
             if self._still_there(stream, track):
@@ -502,6 +502,13 @@ class Worker:
             version=track.state.version,
             figures=outcome.drift,
         )
+        if outcome.event is not None:
+            event = outcome.event
+            self._metrics.count_guard(event.finding, event.action)
+            log.warning(
+                "guard", stream=stream.name, track=track.name, finding=event.finding, action=event.action,
+                why=event.reason,
+            )  # fmt: skip
         if outcome.status == "undone":
             log.warning("adaptation_undone", stream=stream.name, track=track.name, why=outcome.reason)
         return True
