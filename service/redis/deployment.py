@@ -36,6 +36,8 @@ _HELLO_S = 1.0
 _RETRY_S = 0.25
 _FIRST_HELLO_S = 30.0
 _LOCK_S = 120.0
+_LONGEST_WAIT_S = 2.0
+"""For bells and results, in one command."""
 
 
 class Deployment:
@@ -51,7 +53,8 @@ class Deployment:
         self._keys = Keys(settings.redis_namespace)
         self._clock = Clock()
         self._client = connect_async(self._url, timeout_s=self._timeout_s)
-        self._reader = connect_async(self._url, timeout_s=self._timeout_s + 2.0)
+        self._reader = connect_async(self._url, timeout_s=self._timeout_s + _LONGEST_WAIT_S)
+        self._blocking: list[redis.Redis] = []
         self._scripts = Scripts(self._client)
         self._hello_task: asyncio.Task[None] | None = None
         self._workers = 0
@@ -93,9 +96,9 @@ class Deployment:
         from service.redis.states import RedisStates
 
         settings = self._settings
-        client = connect(self._url, timeout_s=self._timeout_s)
+        client = self._connect()
         leases = Leases(
-            connect(self._url, timeout_s=self._timeout_s),
+            self._connect(),
             self._keys,
             worker=self._name,
             lease_s=settings.lease_s,
@@ -103,7 +106,7 @@ class Deployment:
         )
         queue = RedisQueue(
             client=client,
-            reader=connect(self._url, timeout_s=self._timeout_s + 2.0),
+            reader=self._connect(longer_s=_LONGEST_WAIT_S),
             keys=self._keys,
             leases=leases,
             clock=self._clock,
@@ -134,6 +137,12 @@ class Deployment:
         self._backend, self._queue, self._leases = backend, queue, leases
         return backend
 
+    def _connect(self, *, longer_s: float = 0.0) -> redis.Redis:
+        """A client for one thread of the worker, closed with the deployment."""
+        client = connect(self._url, timeout_s=self._timeout_s + longer_s)
+        self._blocking.append(client)
+        return client
+
     def _introduce(self, client: redis.Redis, backend: Backend) -> None:
         """Tell the others which encoder and galleries there are. Raises NotReady beside another encoder."""
         card = backend.card()
@@ -161,6 +170,8 @@ class Deployment:
         await self.submitter.close()
         if self._leases is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._leases.stop)
+        for client in self._blocking:
+            client.close()
         await self._client.aclose()
         await self._reader.aclose()
 

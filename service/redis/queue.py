@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -67,6 +67,14 @@ class _Reply:
     api: str
     job: str
     data: bytes
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What is written under one lease."""
+
+    replies: list[_Reply] = field(default_factory=list)
+    finished: list[Job] = field(default_factory=list)
 
 
 class RedisQueue:
@@ -148,18 +156,19 @@ class RedisQueue:
     def _begin(self, jobs: Sequence[Job]) -> list[Job]:
         """Those of the jobs that are still to be done, once it is certain that they are ours."""
         groups: dict[Lease, list[Job]] = {}
-        ready: dict[str, Job] = {job.id: job for job in jobs if id(job) not in self._entries}
+        # By identity: delivered under an old lease and under a new one, a job is there twice.
+        ready = {id(job) for job in jobs if id(job) not in self._entries}
         for job in jobs:
             entry = self._entries.get(id(job))
             if entry is not None:
                 groups.setdefault(entry.lease, []).append(job)
         for lease, group in groups.items():
             try:
-                ready |= {job.id: job for job in self._begin_group(lease, group)}
+                ready.update(id(job) for job in self._begin_group(lease, group))
             except (LostOwnership, QueueUnreachable) as error:
                 log.info("jobs_left_to_the_next_owner", jobs=len(group), why=str(error))
                 self._forget(group)
-        return [ready[job.id] for job in jobs if job.id in ready]
+        return [job for job in jobs if id(job) in ready]
 
     def _begin_group(self, lease: Lease, jobs: Sequence[Job]) -> list[Job]:
         entries = [self._entries[id(job)].id for job in jobs]
@@ -167,8 +176,13 @@ class RedisQueue:
         attempts = self._call(
             "begin",
             lease,
-            keys=[self._keys.lease(p), self._keys.withdrawn(p), self._keys.attempts(p)],
-            args=[lease.value, *entries],
+            keys=[
+                self._keys.lease(p),
+                self._keys.withdrawn(p),
+                self._keys.attempts(p),
+                self._keys.queue(p),
+            ],
+            args=[lease.value, GROUP, *entries],
         )
         ready: list[Job] = []
         for job, count in zip(jobs, attempts, strict=True):
@@ -179,16 +193,8 @@ class RedisQueue:
                 error = ServiceError(f"{count - 1} workers began this and none finished it", code="worn_out")
                 self.settle(Settlement(results=[(job, error)]))
             else:
-                ready.append(self._repeated(job) if count > 1 else job)
+                ready.append(job)
         return ready
-
-    def _repeated(self, job: Job) -> Job:
-        if not isinstance(job, ControlJob):
-            return job
-        again = replace(job, again=True)
-        with self._lock:
-            self._entries[id(again)] = replace(self._entries.pop(id(job)), job=again)
-        return again
 
     def _fail_expired(self) -> None:
         while self._expired:
@@ -200,40 +206,65 @@ class RedisQueue:
 
     # -- writing ------------------------------------------------------------------------------------
 
+    def leave(self, jobs: Sequence[Job], error: Exception) -> None:
+        ours = [entry for job in jobs if (entry := self._entries.get(id(job))) is not None]
+        self.local.leave([job for job in jobs if id(job) not in self._entries], error)
+        self._forget(entry.job for entry in ours)
+        if not self._closed:
+            for lease in {entry.lease for entry in ours}:  # only under a new lease is a job delivered again
+                self._leases.lost(lease)
+
     def _write(self, settlement: Settlement, *, finish: bool) -> None:
-        """One script a partition. A settlement with a state concerns one partition only."""
+        """One script a partition. A settlement with a state or a gathering concerns one partition only."""
         owner = self._owner(settlement)
-        local = [(job, result) for job, result in settlement.results if id(job) not in self._entries]
-        self.local.answer_early(local)
-        replies: dict[Lease, list[_Reply]] = {}
-        finished: dict[Lease, list[Job]] = {}
-        for job, result in settlement.results:
-            entry = self._entries.get(id(job))
-            if entry is not None:
-                reply = _Reply(entry.reply_to, job.id, pack_reply(result))
-                replies.setdefault(entry.lease, []).append(reply)
-                if finish:
-                    finished.setdefault(entry.lease, []).append(job)
-        for job in settlement.finished:
-            entry = self._entries.get(id(job))
-            if entry is not None:
-                finished.setdefault(entry.lease, []).append(job)
-        if owner is not None:
-            replies.setdefault(owner, [])
-        leases = list(dict.fromkeys([*replies, *finished]))
-        if owner is not None and leases != [owner]:
-            self._forget([*finished.get(owner, []), *settlement.finished])
-            raise LostOwnership(f"partition {owner.partition} has changed hands meanwhile")
+        if owner is None:
+            self._answer_local(settlement)
+            groups = self._groups(settlement, finish=finish)
+        else:
+            groups = {owner: _Group()} | self._groups(settlement, finish=finish)
+            if len(groups) > 1 or not self._all_in_hand(settlement):
+                self._forget(job for group in groups.values() for job in group.finished)
+                # The stream in memory holds what is not stored; under a new lease it is read again.
+                self._leases.lost(owner)
+                raise LostOwnership(f"partition {owner.partition} has changed hands meanwhile")
         trouble: Exception | None = None
-        for lease in leases:
+        for lease, group in groups.items():
             try:
-                self._write_group(lease, replies.get(lease, []), finished.get(lease, []), settlement)
+                self._write_group(lease, group, settlement)
             except (LostOwnership, QueueUnreachable) as error:
                 trouble = error
             finally:
-                self._forget(finished.get(lease, []))
+                self._forget(group.finished)
         if trouble is not None:
             raise trouble
+
+    def _answer_local(self, settlement: Settlement) -> None:
+        """Results of jobs that never were in Redis."""
+        self.local.answer_early(
+            [(job, result) for job, result in settlement.results if id(job) not in self._entries]
+        )
+
+    def _groups(self, settlement: Settlement, *, finish: bool) -> dict[Lease, _Group]:
+        """What there is to write, by the lease under which the jobs were delivered."""
+        groups: dict[Lease, _Group] = {}
+        for job, result in settlement.results:
+            entry = self._entries.get(id(job))
+            if entry is not None:
+                group = groups.setdefault(entry.lease, _Group())
+                group.replies.append(_Reply(entry.reply_to, job.id, pack_reply(result)))
+                if finish:
+                    group.finished.append(job)
+        for job in settlement.finished:
+            entry = self._entries.get(id(job))
+            if entry is not None:
+                groups.setdefault(entry.lease, _Group()).finished.append(job)
+        return groups
+
+    def _all_in_hand(self, settlement: Settlement) -> bool:
+        """Whether the jobs that the state rests on are still this worker's to finish."""
+        joining = settlement.gathering.join if settlement.gathering else ()
+        jobs = [*(job for job, _ in settlement.results), *settlement.finished, *joining]
+        return all(id(job) in self._entries for job in jobs)
 
     def _owner(self, settlement: Settlement) -> Lease | None:
         """The lease under which a state or gathering is written; None: there is none to write."""
@@ -244,10 +275,8 @@ class RedisQueue:
             raise LostOwnership(f"stream {write.stream!r} is not this worker's")
         return Lease(partition_of(write.stream), self._leases.worker, write.token)
 
-    def _write_group(
-        self, lease: Lease, replies: Sequence[_Reply], finished: Sequence[Job], settlement: Settlement
-    ) -> None:
-        keys, arguments = self._arguments(lease, replies, finished, settlement)
+    def _write_group(self, lease: Lease, group: _Group, settlement: Settlement) -> None:
+        keys, arguments = self._arguments(lease, group.replies, group.finished, settlement)
         self._call("settle", lease, keys=keys, args=arguments)
 
     def _arguments(
@@ -341,7 +370,8 @@ class RedisQueue:
                 self._leases.changed.clear()
                 continue
             try:
-                claimed &= set(leases)
+                # Not only those that may be read: what is in hand of the others is not to be claimed again.
+                claimed &= set(self._leases.held())
                 for lease in leases:
                     if lease not in claimed and self._claim(lease):
                         claimed.add(lease)
@@ -363,7 +393,7 @@ class RedisQueue:
         start: Any = "0-0"
         while True:
             reply = self._reader_scripts.claim(
-                keys=[self._keys.lease(p), self._keys.queue(p)],
+                keys=[self._keys.lease(p), self._keys.queue(p), self._keys.attempts(p)],
                 args=[lease.value, GROUP, lease.worker, start, _CLAIM_COUNT],
             )
             if reply is None:
@@ -371,8 +401,8 @@ class RedisQueue:
                 return False
             start, *entries = reply
             if entries:
-                self._metrics.count_redelivery(len(entries) // 2)
-            self._deliver(lease, zip(entries[::2], entries[1::2], strict=True))
+                self._metrics.count_redelivery(len(entries) // 3)
+            self._deliver(lease, zip(entries[::3], entries[1::3], entries[2::3], strict=True))
             if start == b"0-0":
                 break
         members: Any = self._reader.zrange(self._keys.gatherings(p), 0, -1)
@@ -398,14 +428,14 @@ class RedisQueue:
             if index < 0:
                 self._leases.lost(leases[-1 - index])
             else:
-                self._deliver(leases[index], [(entry, payload)])
+                self._deliver(leases[index], [(entry, payload, 0)])
         return sum(index >= 0 for index, _, _ in rows)
 
     def _wait_for_bell(self, leases: Sequence[Lease]) -> None:
         self._reader.blpop([self._keys.bell(lease.partition) for lease in leases], timeout=_BELL_S)
 
-    def _deliver(self, lease: Lease, entries: Iterable[tuple[bytes, bytes]]) -> None:
-        for entry_id, data in entries:
+    def _deliver(self, lease: Lease, entries: Iterable[tuple[bytes, bytes, int]]) -> None:
+        for entry_id, data, begun in entries:
             try:
                 posted = unpack_job(data)
             except BadMessage as error:
@@ -413,6 +443,9 @@ class RedisQueue:
                 self._refuse(lease, entry_id)
                 continue
             job = posted.job(shift_s=self._clock.shift_s)
+            if begun:
+                # Its answer may have left before its last update: it is done, however late it is.
+                job = replace(job, again=True, deadline_at=None)
             with self._lock:
                 self._entries[id(job)] = _Entry(job, entry_id, lease, posted.reply_to)
                 self._in_hand[lease.partition] += 1
@@ -427,7 +460,12 @@ class RedisQueue:
         found: Any = self._reader.xrange(self._keys.queue(p), entry_id, entry_id)
         for _, fields in found:
             self._reader_scripts.withdraw(
-                keys=[self._keys.waiting, self._keys.queue(p), self._keys.withdrawn(p)],
+                keys=[
+                    self._keys.waiting,
+                    self._keys.queue(p),
+                    self._keys.withdrawn(p),
+                    self._keys.attempts(p),
+                ],
                 args=[entry_id, fields[b"items"], GROUP, 1],
             )
 
