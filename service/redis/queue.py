@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -77,6 +78,36 @@ class _Group:
     finished: list[Job] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Ears:
+    """Where the reader listens, ready to be sent: with 64 partitions the names are not made anew each time.
+
+    keys    lease, queue and bell of each lease
+    values  the leases as they stand in Redis
+    bells   name -> place of its lease
+    """
+
+    leases: Sequence[Lease]
+    keys: Sequence[str]
+    values: Sequence[str]
+    bells: Mapping[str, int]
+
+    @classmethod
+    def of(cls, leases: Sequence[Lease], names: Keys) -> _Ears:
+        of_each = ((names.lease(x.partition), names.queue(x.partition), names.bell(x.partition)) for x in leases)
+        return cls(
+            leases=list(leases),
+            keys=[key for keys in of_each for key in keys],
+            values=[lease.value for lease in leases],
+            bells={names.bell(lease.partition): index for index, lease in enumerate(leases)},
+        )
+
+    def wait(self, client: redis.Redis) -> int | None:
+        """The place of a bell that has rung; None: none did for a while."""
+        found: Any = client.blpop(list(self.bells), timeout=_BELL_S)
+        return None if found is None else self.bells[found[0].decode()]
+
+
 class RedisQueue:
     def __init__(
         self,
@@ -106,6 +137,8 @@ class RedisQueue:
         self._lock = threading.Lock()
         self._expired: deque[Job] = deque()
         self._room = threading.Event()
+        self._ears: _Ears | None = None
+        self._read_all_at = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="attune-reader", daemon=True)
 
@@ -378,8 +411,8 @@ class RedisQueue:
                 if self.local.depth() >= self._limits.prefetch_items:
                     self._room.clear()
                     self._room.wait(0.05)
-                elif not self._read([lease for lease in leases if lease in claimed]):
-                    self._wait_for_bell(leases)
+                else:
+                    self._listen([lease for lease in leases if lease in claimed])
             except GONE as error:
                 log.warning("reading_failed", why=str(error)[:200])
                 self._leases.in_doubt()
@@ -410,29 +443,40 @@ class RedisQueue:
         self.local.put([ControlJob(ADOPT, stream=stream) for stream in streams])
         return True
 
-    def _read(self, leases: Sequence[Lease]) -> int:
-        """Entries read."""
+    def _listen(self, leases: Sequence[Lease]) -> None:
+        """Wait for a bell, then read wherever one rings.
+
+        Now and then everything is read: a bell is lost with a process that dies between hearing it and
+        reading.
+        """
+        if self._ears is None or self._ears.leases != leases:
+            self._ears = _Ears.of(leases, self._keys)
+            self._read_all_at = 0.0
         if not leases:
-            return 0
-        names = self._keys
+            return
+        rung = None
+        if time.monotonic() < self._read_all_at:
+            rung = self._ears.wait(self._reader)
+        if rung is None:
+            self._read_all_at = time.monotonic() + _BELL_S
+        self._read(self._ears, rung)
+
+    def _read(self, ears: _Ears, rung: int | None) -> None:
+        """New entries, of the partition at `rung` and those whose bell rings; None: of all."""
+        leases = ears.leases
         reply = self._reader_scripts.read(
-            keys=[
-                k
-                for x in leases
-                for k in (names.lease(x.partition), names.queue(x.partition), names.bell(x.partition))
+            keys=ears.keys,
+            args=[
+                GROUP, self._leases.worker, _READ_BYTES, _READ_COUNT, -1 if rung is None else rung,
+                *ears.values,
             ],
-            args=[GROUP, self._leases.worker, _READ_BYTES, _READ_COUNT, *(lease.value for lease in leases)],
-        )
+        )  # fmt: skip
         rows = list(zip(reply[::3], reply[1::3], reply[2::3], strict=True))
         for index, entry, payload in rows:
             if index < 0:
                 self._leases.lost(leases[-1 - index])
             else:
                 self._deliver(leases[index], [(entry, payload, 0)])
-        return sum(index >= 0 for index, _, _ in rows)
-
-    def _wait_for_bell(self, leases: Sequence[Lease]) -> None:
-        self._reader.blpop([self._keys.bell(lease.partition) for lease in leases], timeout=_BELL_S)
 
     def _deliver(self, lease: Lease, entries: Iterable[tuple[bytes, bytes, int]]) -> None:
         for entry_id, data, begun in entries:
