@@ -14,7 +14,7 @@ import json
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -78,34 +78,23 @@ class _Group:
     finished: list[Job] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Ears:
-    """Where the reader listens, ready to be sent: with 64 partitions the names are not made anew each time.
+class _Bells:
+    """The bells of the partitions that are read, each with its turn to be heard first."""
 
-    keys    lease, queue and bell of each lease
-    values  the leases as they stand in Redis
-    bells   name -> place of its lease
-    """
+    def __init__(self, leases: Sequence[Lease], names: Keys) -> None:
+        self.leases = list(leases)
+        self._of_bell = {names.bell(lease.partition): lease for lease in leases}
+        self._order = list(self._of_bell)
 
-    leases: Sequence[Lease]
-    keys: Sequence[str]
-    values: Sequence[str]
-    bells: Mapping[str, int]
-
-    @classmethod
-    def of(cls, leases: Sequence[Lease], names: Keys) -> _Ears:
-        of_each = ((names.lease(x.partition), names.queue(x.partition), names.bell(x.partition)) for x in leases)
-        return cls(
-            leases=list(leases),
-            keys=[key for keys in of_each for key in keys],
-            values=[lease.value for lease in leases],
-            bells={names.bell(lease.partition): index for index, lease in enumerate(leases)},
-        )
-
-    def wait(self, client: redis.Redis) -> int | None:
-        """The place of a bell that has rung; None: none did for a while."""
-        found: Any = client.blpop(list(self.bells), timeout=_BELL_S)
-        return None if found is None else self.bells[found[0].decode()]
+    def wait(self, client: redis.Redis) -> Lease | None:
+        """Whose bell has rung; None: none did for a while."""
+        heard: Any = client.blpop(self._order, timeout=_BELL_S)
+        if heard is None:
+            return None
+        bell = heard[0].decode()
+        after = self._order.index(bell) + 1
+        self._order = self._order[after:] + self._order[:after]
+        return self._of_bell[bell]
 
 
 class RedisQueue:
@@ -137,7 +126,7 @@ class RedisQueue:
         self._lock = threading.Lock()
         self._expired: deque[Job] = deque()
         self._room = threading.Event()
-        self._ears: _Ears | None = None
+        self._bells: _Bells | None = None
         self._read_all_at = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="attune-reader", daemon=True)
@@ -444,33 +433,31 @@ class RedisQueue:
         return True
 
     def _listen(self, leases: Sequence[Lease]) -> None:
-        """Wait for a bell, then read wherever one rings.
+        """Wait for a bell, then read where it rings.
 
         Now and then everything is read: a bell is lost with a process that dies between hearing it and
         reading.
         """
-        if self._ears is None or self._ears.leases != leases:
-            self._ears = _Ears.of(leases, self._keys)
-            self._read_all_at = 0.0
         if not leases:
             return
-        rung = None
-        if time.monotonic() < self._read_all_at:
-            rung = self._ears.wait(self._reader)
-        if rung is None:
+        if self._bells is None or self._bells.leases != leases:
+            self._bells = _Bells(leases, self._keys)
+            self._read_all_at = 0.0
+        heard = self._bells.wait(self._reader) if time.monotonic() < self._read_all_at else None
+        if heard is None:
             self._read_all_at = time.monotonic() + _BELL_S
-        self._read(self._ears, rung)
+        self._read(leases if heard is None else [heard])
 
-    def _read(self, ears: _Ears, rung: int | None) -> None:
-        """New entries, of the partition at `rung` and those whose bell rings; None: of all."""
-        leases = ears.leases
+    def _read(self, leases: Sequence[Lease]) -> None:
+        names = self._keys
         reply = self._reader_scripts.read(
-            keys=ears.keys,
-            args=[
-                GROUP, self._leases.worker, _READ_BYTES, _READ_COUNT, -1 if rung is None else rung,
-                *ears.values,
+            keys=[
+                k
+                for x in leases
+                for k in (names.lease(x.partition), names.queue(x.partition), names.bell(x.partition))
             ],
-        )  # fmt: skip
+            args=[GROUP, self._leases.worker, _READ_BYTES, _READ_COUNT, *(lease.value for lease in leases)],
+        )
         rows = list(zip(reply[::3], reply[1::3], reply[2::3], strict=True))
         for index, entry, payload in rows:
             if index < 0:
