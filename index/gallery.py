@@ -420,6 +420,15 @@ class Gallery:
         """Stored unit vectors at `positions` [...] -> [..., D]; raises IndexError for a pad."""
         return self._shelf(target).index.vectors(positions)
 
+    def positions(self, target: Target, ids: Sequence[str]) -> Positions:
+        """Where the items' vectors of the target stand [N]; -1 for an item without one, or no item at all."""
+        shelf = self._shelf(target)
+        found = np.full(len(ids), -1, dtype=np.int64)
+        known = [row for row, item_id in enumerate(ids) if item_id in self._records]
+        places, held = shelf._find([self._records[ids[row]] for row in known])
+        found[known] = np.where(held, places, -1)
+        return found
+
     def matrix(self, target: Target) -> Floats:
         """All vectors of the target [G, D], read-only, to be used before the next change."""
         return self._shelf(target).index.matrix()

@@ -140,8 +140,12 @@ class GalleryStore:
             BadName, GalleryNotFound, GalleryCorrupt, StorageError.
         """
         gallery = self._current(name)
-        if gallery is not None:
-            return info_of(new_manifest(gallery))
+        return self.peek(name) if gallery is None else info_of(new_manifest(gallery))
+
+    def peek(self, name: str) -> GalleryInfo:
+        """As `describe`, from the file alone: may be called from any thread."""
+        if self._root is None and name in self._open:
+            return info_of(new_manifest(self._open[name]))
         folder = self._existing(name).parent
         with (
             storage_errors(f"gallery {name!r}"),

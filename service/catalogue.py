@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from index.base import GalleryNotFound
 from service.messages import Target
 
 
@@ -43,9 +42,7 @@ class Catalogue(Protocol):
 class LocalGalleries(Protocol):
     """The part of service.galleries.Galleries that any thread may read."""
 
-    cards: Mapping[str, Any]
-
-    def usable(self, name: str) -> Any: ...
+    def card(self, name: str) -> Any: ...
 
 
 class LocalCatalogue:
@@ -56,8 +53,5 @@ class LocalCatalogue:
         self._galleries = galleries
 
     async def gallery(self, name: str) -> GalleryCard:
-        card = self._galleries.cards.get(name)
-        if card is None:
-            self._galleries.usable(name)  # raises why: unknown, or refused
-            raise GalleryNotFound(f"there is no gallery {name!r}")
+        card = self._galleries.card(name)
         return GalleryCard(card.name, card.targets)

@@ -1,7 +1,7 @@
 """The galleries of one server: which are open, which are refused and why. Owned by the worker's thread.
 
 `cards` is the exception: an immutable picture of all galleries, replaced after each change, that any thread
-may read; `exists` may be called from any thread, too.
+may read; `exists` and `card` may be called from any thread, too.
 
 Other processes may make, change and delete galleries in the same folder. Whoever asks for one here gets it as
 it is at that moment; `sync` does the same for all.
@@ -17,7 +17,15 @@ import numpy as np
 import structlog
 
 from encoders.base import Encoder, Modality
-from index.base import BadName, GalleryError, GalleryExists, GalleryNotFound, IndexSettings, StorageError
+from index.base import (
+    BadName,
+    FingerprintMismatch,
+    GalleryError,
+    GalleryExists,
+    GalleryNotFound,
+    IndexSettings,
+    StorageError,
+)
 from index.gallery import Gallery
 from index.items import Item
 from index.store import GalleryStore, Mark
@@ -122,6 +130,25 @@ class Galleries:
             return self._open[name]
         except KeyError:
             raise GalleryNotFound(f"there is no gallery {name!r}") from None
+
+    def card(self, name: str) -> GalleryCard:
+        """The gallery's card, also of one that another process has made or filled a moment ago. Any thread.
+
+        Raises GalleryNotFound, FingerprintMismatch, GalleryCorrupt, StorageError.
+        """
+        card = self.cards.get(name)
+        if card is not None and card.targets:
+            return card
+        try:
+            info = self._store.peek(name)
+        except BadName:
+            raise GalleryNotFound(f"there is no gallery {name!r}") from None
+        if info.fingerprint != self._encoder.fingerprint:
+            raise FingerprintMismatch(expected=self._encoder.fingerprint, found=info.fingerprint)
+        refusal = self._refused.get(name)
+        if refusal is not None and refusal.mark == self._store.mark(name):
+            raise refusal.error
+        return GalleryCard(name, {target: count for target, count in info.targets.items() if count})
 
     def exists(self, name: str) -> bool:
         """Whether there is such a gallery now, usable or not. Opens nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -121,6 +122,34 @@ def test_cards_are_replaced_only_when_something_has_changed(one, two):
     upsert(one, "shop", things(0))
     two.usable("shop")
     assert two.cards["shop"].targets == {"image": 1, "text": 1}
+
+
+def test_card_is_had_from_any_thread_without_opening_what_another_process_made(one, two):
+    def card():
+        with ThreadPoolExecutor() as pool:
+            return pool.submit(two.card, "shop").result()
+
+    with pytest.raises(GalleryNotFound):
+        card()
+    one.create("shop", None)
+    assert card().targets == {}
+    upsert(one, "shop", things(0, 1))
+    assert card().targets == {"image": 2, "text": 2}
+    assert two.cards == {}
+    two.sync()
+    assert card() is two.cards["shop"]
+
+
+def test_card_of_a_refused_gallery_says_why(one, serve, folder):
+    one.create("shop", None)
+    upsert(one, "shop", things(0))
+    with pytest.raises(FingerprintMismatch):
+        serve(ToyEncoder(seed=1)).card("shop")
+    sql(folder / "shop.sqlite", "UPDATE items SET payload = '{}'")
+    with pytest.raises(GalleryCorrupt, match="'i0'"):
+        serve().card("shop")
+    with pytest.raises(GalleryNotFound):
+        one.card("..")
 
 
 def test_gallery_deleted_by_another_process_is_unknown_at_once(one, two):
