@@ -26,7 +26,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 Outcome = Literal["applied", "skipped", "undone", "shed"]
 """What became of an adaptation batch. shed: dropped from the gathering without adapting."""
 
-GuardAction = Literal["warn", "freeze", "rollback", "reset"]
+GuardAction = Literal["warn", "skip", "freeze", "rollback", "reset"]
 LeaseMove = Literal["gained", "lost", "released"]
 """gained: taken by this worker. lost: run out or taken over. released: given back on purpose."""
 DropReason = Literal["cancelled", "expired"]
@@ -139,9 +139,6 @@ class Metrics:
         self._adaptations = self._counter(
             "attune_adaptations", "Adaptation batches by what became of them.", "method", "outcome"
         )
-        self._guard = self._counter(
-            "attune_guard_events", "What the guards found in streams, and did.", "finding", "action"
-        )
         self._adapted_queries = self._counter(
             "attune_adaptation_queries", "Queries of those batches.", "method", "outcome"
         )
@@ -178,7 +175,7 @@ class Metrics:
                 ("modality_gap", "Modality gap of a batch, adapted less source model; above 0 is harm."),
             )
         }
-        _begin(self._guard_actions, ("warn", "freeze", "rollback", "reset"))
+        _begin(self._guard_actions, ("warn", "skip", "freeze", "rollback", "reset"))
 
     def _add_deployment(self) -> None:
         self._lease_moves = self._counter(
@@ -254,10 +251,6 @@ class Metrics:
         self._adapted_queries.labels(method, outcome).inc(queries)
         if outcome != "shed":
             self._adaptation_sizes.labels(method).observe(queries)
-
-    def count_guard(self, finding: str, action: str) -> None:
-        """A guard began to act on a finding (service/guard)."""
-        self._guard.labels(finding, action).inc()
 
     def observe_adaptation_seconds(self, method: str, seconds: float) -> None:
         """Work for one batch, without the answers given in between."""

@@ -26,10 +26,14 @@ from service.guard.look import Look, look_at, sample_rows
 
 @dataclass(frozen=True)
 class Ranking:
-    """Best first. scores float [B, k], positions int64 [B, k] in the gallery's target (-1: no such item)."""
+    """Best first. scores float [B, k], positions int64 [B, k] in the gallery's target (-1: no such item).
+
+    generation  of the gallery that was searched; positions mean something else in the next one
+    """
 
     scores: np.ndarray
     positions: np.ndarray
+    generation: int = 0
 
 
 class SearchSide(Protocol):
@@ -328,6 +332,11 @@ def _rank(
 
 @torch.no_grad()
 def _rank_unlearned(batch: _Batch, state: AdaptationState, step: _Step) -> tuple[Tensor, Ranking]:
+    """The answer of a batch that `state` does not learn from; a method that rectifies still sees it whole."""
+    if batch.method.rectifies and step.ranking is not None and step.candidates is not None:
+        forward = Forward(step.features, step.candidates, 0)
+        batch.method.observe(step.working, forward)  # the working state is dropped
+        return _rank(batch, step.working, forward, step.ranking)
     features = batch.method.answer_alone(state, step.features.detach())
     clock = _Clock(batch.times)
     ranking = batch.side.search(features, batch.k)
@@ -367,6 +376,8 @@ def _compare(batch: _Batch, first: _Step, distance: float, fraction: float) -> L
     else:
         positions = batch.side.search(frozen, 1).positions
     candidates = batch.side.vectors(np.maximum(positions[:, 0], 0))
+    if distance == 0.0:
+        return look_at(frozen=(frozen, candidates), adapted=None, agreement=1.0, distance=0.0)
     near, agreement = candidates, 0.0
     if first.ranking is not None and first.candidates is not None:
         near = first.candidates[rows]

@@ -502,9 +502,15 @@ class Worker:
             version=track.state.version,
             figures=outcome.drift,
         )
+        if outcome.guard is not None:
+            si, gap = outcome.guard.change("source_likeness"), outcome.guard.change("modality_gap")
+            if si is not None and gap is not None:
+                self._metrics.observe_guard(
+                    method=stream.method_name, source_likeness_change=si, modality_gap_change=gap
+                )
         if outcome.event is not None:
             event = outcome.event
-            self._metrics.count_guard(event.finding, event.action)
+            self._metrics.count_guard_action(event.action)
             log.warning(
                 "guard", stream=stream.name, track=track.name, finding=event.finding, action=event.action,
                 why=event.reason,

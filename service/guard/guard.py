@@ -31,8 +31,7 @@ _HEALTHY_SHARE = 0.5
 _SIGNS = {"source_likeness": 1, "modality_gap": 1, "top1_similarity": -1}
 """Which way each figure goes when the model gets worse."""
 
-Action = Literal["warned", "skipped", "froze", "rolled_back", "reset"]
-ACTIONS: tuple[Action, ...] = ("warned", "skipped", "froze", "rolled_back", "reset")
+Action = Literal["warn", "skip", "freeze", "rollback", "reset"]
 Finding = Literal["crowded", "unusual", "changed", "harm", "canaries"]
 Weights = Literal["keep", "good", "source"]
 
@@ -220,6 +219,11 @@ class Guard:
             count *= 2
         return found
 
+    def change(self, name: str) -> float | None:
+        """Of a figure in the last batch, adapted less source; None where it was not compared."""
+        adapted, source = self.latest.get(f"adapted.{name}"), self.latest.get(f"source.{name}")
+        return None if adapted is None or source is None else adapted - source
+
     def learned(self, figures: Figures) -> Guard:
         """After the batch was learned from; figures: what the method and the update say of it."""
         target = {name: figures[name] for name in ("modality_gap_target",) if name in figures}
@@ -249,11 +253,11 @@ class Guard:
         new = self.finding != concern.finding
         seen = replace(self, finding=concern.finding, healthy=0)
         if policy == "warn":
-            return seen._ruling(concern, "warned", learn=True, tell=new)
+            return seen._ruling(concern, "warn", learn=True, tell=new)
         if concern.finding in ("crowded", "unusual"):
-            return seen._ruling(concern, "skipped", tell=new)
+            return seen._ruling(concern, "skip", tell=new)
         if policy == "freeze":
-            return seen._ruling(concern, "froze", tell=new)
+            return seen._ruling(concern, "freeze", tell=new)
         seen = replace(seen, rises=(), update=0.0)
         if concern.finding == "changed":
             seen = replace(seen, good=None, spent=False, strikes=0, cooldown=0)
@@ -262,7 +266,7 @@ class Guard:
         seen = replace(seen, strikes=self.strikes + 1, cooldown=rest)
         if policy == "reset" or self.good is None or self.spent:
             return replace(seen, good=None, spent=False)._ruling(concern, "reset", weights="source")
-        return replace(seen, spent=True)._ruling(concern, "rolled_back", weights="good")
+        return replace(seen, spent=True)._ruling(concern, "rollback", weights="good")
 
     def _ruling(
         self,

@@ -64,29 +64,31 @@ def sample_rows(batch: int, fraction: float) -> np.ndarray:
 def look_at(
     *,
     frozen: tuple[Tensor, Tensor],
-    adapted: tuple[Tensor, Tensor],
+    adapted: tuple[Tensor, Tensor] | None,
     agreement: float,
     distance: float,
 ) -> Look:
     """frozen, adapted: (queries [n, D], candidates [n, D]) of the same n >= 2 queries.
 
-    Waits for the device once.
+    adapted None: the same as frozen. Waits for the device once.
     """
-    pair = (frozen[0].float(), frozen[1]), (adapted[0].float(), adapted[1])
-    measured = [sample_figures(*side, temperature=_TEMPERATURE) for side in pair]
-    source, stream = (query_figures(*side) for side in pair)
-    queries = pair[0][0]
-    scalars = [figures[name] for figures in measured for name in FIGURES]
-    scalars += [(stream[name] - source[name]).std() for name in _COMPARED]
-    scalars.append(queries.var(0).sum())
+    queries, candidates = frozen[0].float(), frozen[1]
+    source = sample_figures(queries, candidates, temperature=_TEMPERATURE)
+    stream, errors = source, {name: queries.new_zeros(()) for name in _COMPARED}
+    if adapted is not None:
+        theirs = adapted[0].float()
+        stream = sample_figures(theirs, adapted[1], temperature=_TEMPERATURE)
+        ours, others = query_figures(queries, candidates), query_figures(theirs, adapted[1])
+        errors = {name: (others[name] - ours[name]).std() / len(queries) ** 0.5 for name in _COMPARED}
+    scalars = [figures[name] for figures in (source, stream) for name in FIGURES]
+    scalars += [*errors.values(), queries.var(0).sum()]
     values = torch.cat([torch.stack(scalars), queries.mean(0)]).double().cpu().numpy()
     count, centre = len(FIGURES), len(scalars)
-    errors = values[2 * count : centre - 1] / len(queries) ** 0.5
     return Look(
         queries=len(queries),
         frozen=dict(zip(FIGURES, values[:count].tolist(), strict=True)),
         adapted=dict(zip(FIGURES, values[count : 2 * count].tolist(), strict=True)),
-        errors=dict(zip(_COMPARED, errors.tolist(), strict=True)),
+        errors=dict(zip(errors, values[2 * count : centre - 1].tolist(), strict=True)),
         agreement=agreement,
         distance=distance,
         centre=values[centre:],

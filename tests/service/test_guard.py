@@ -98,7 +98,7 @@ def test_near_duplicates_are_never_a_new_shift_however_long_they_last() -> None:
     before, _ = shown(guard(), usual(6))
     after, rulings = shown(before, [look(THERE, seed=n, uniformity=0.1) for n in range(20)])
     assert not any(ruling.learn for ruling in rulings)
-    assert [event.action for event in after.events] == ["skipped"]
+    assert [event.action for event in after.events] == ["skip"]
     assert after.rule(look(), state()).learn
 
 
@@ -282,7 +282,7 @@ def test_policy_warn_learns_whatever_it_finds_and_says_so(looks: list[Look]) -> 
     before, _ = shown(guard(policy="warn"), usual(6))
     after, rulings = shown(before, looks)
     assert all(ruling.learn and ruling.weights == "keep" for ruling in rulings)
-    assert {event.action for event in after.events} == {"warned"}
+    assert {event.action for event in after.events} == {"warn"}
 
 
 def test_policy_freeze_keeps_the_weights_and_learns_again_when_the_finding_is_gone() -> None:
@@ -304,7 +304,7 @@ def test_policy_reset_goes_to_the_source_though_there_is_a_good_state() -> None:
 def test_a_finding_that_lasts_is_one_event() -> None:
     before, _ = shown(guard(policy="freeze"), usual(6))
     after, rulings = shown(before, harmful(8))
-    assert [event.action for event in after.events] == ["froze"]
+    assert [event.action for event in after.events] == ["freeze"]
     assert sum(ruling.event is not None for ruling in rulings) == 1
 
 

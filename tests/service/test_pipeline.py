@@ -278,7 +278,7 @@ def test_the_policy_warn_learns_from_near_duplicates_and_tells() -> None:
     result = one(state, watched, crowd())
     assert result.outcome.status == "applied"
     assert result.outcome.event is not None
-    assert result.outcome.event.action == "warned"
+    assert result.outcome.event.action == "warn"
 
 
 def test_without_learning_the_answer_still_names_every_query() -> None:
