@@ -45,8 +45,8 @@ from encoders.preprocessing import clean_caption
 from index.base import IndexSettings
 from index.gallery import Gallery
 from index.items import Item
+from service.gallery_side import GallerySide
 from service.pipeline import EarlyAnswer, StageTimes, adapt
-from service.worker import GallerySide
 
 BATCH = 64
 console = Console(stderr=True)

@@ -5,7 +5,7 @@ A process of role `worker` is this and a few probes; role `all` has an `Engine` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import structlog
 
 from encoders.base import Encoder
 from index.store import GalleryStore
+from service.canaries import CanaryStore
 from service.catalogue import EncoderCard
 from service.demo_gallery import fill_demo_gallery
 from service.errors import Conflict
@@ -70,6 +71,7 @@ class Backend:
             on_eviction=metrics.count_eviction,
         )
         self.snapshots = SnapshotStore(encoder=self.encoder, folder=folder / "snapshots")
+        self.canaries = CanaryStore(folder / "canaries", self.galleries, self.encoder)
         metrics.watch_streams(self.streams.count, self.streams.byte_size)
         metrics.watch_stream_figures(self.streams.figures, most=settings.metrics_streams)
         if settings.encoder == "demo" and settings.demo_gallery_items:
@@ -81,6 +83,7 @@ class Backend:
             encoder=self.encoder,
             galleries=self.galleries,
             streams=self.streams,
+            canaries=self.canaries,
             queue=self.queue,
             settings=settings,
             metrics=metrics,
@@ -140,15 +143,19 @@ class Backend:
     def _actions(self) -> dict[str, Action]:
         """By name; run in the worker's thread."""
         galleries, streams, snapshots = self.galleries, self.streams, self.snapshots
+        canaries = self.canaries
 
         def plain(act: Callable[..., Any]) -> Action:
             return lambda job: act(**job.arguments)
 
-        def configure_stream(
-            name: str, method: str | None, settings: Mapping[str, Any] | None, pinned: bool | None
-        ) -> dict[str, Any]:
-            stream, was_reset = streams.configure(name, method, settings, pinned)
+        def configure_stream(name: str, **changes: Any) -> dict[str, Any]:
+            stream, was_reset = streams.configure(name, **changes)
             return stream.describe() | {"reset": was_reset}
+
+        def delete_gallery(job: ControlJob) -> None:
+            name = job.arguments["name"]
+            galleries.delete(name, again=job.again)
+            canaries.delete(name)
 
         def delete_stream(job: ControlJob) -> None:
             name, force = job.arguments["name"], job.arguments["force"]
@@ -184,7 +191,9 @@ class Backend:
             "list_galleries": plain(galleries.list),
             "describe_gallery": plain(galleries.describe),
             "create_gallery": lambda job: galleries.create(**job.arguments, job=job.id),
-            "delete_gallery": lambda job: galleries.delete(**job.arguments, again=job.again),
+            "delete_gallery": delete_gallery,
+            "set_canaries": plain(canaries.set),
+            "describe_canaries": plain(canaries.describe),
             "upsert_items": plain(galleries.upsert),
             "delete_items": plain(galleries.delete_items),
             "get_item": plain(galleries.get_item),

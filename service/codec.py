@@ -7,7 +7,7 @@ other's messages instead of misreading them. No pickle. Arrays travel as their b
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,12 @@ import msgspec
 import numpy as np
 
 from service.errors import ServiceError, status_and_code
-from service.messages import ControlJob, Job, JobAnswer, NewItem, RetrieveJob
+from service.messages import Canary, ControlJob, Job, JobAnswer, NewItem, RetrieveJob
 
 FORMAT = 1
 _ARRAY = 1  # our one MessagePack extension type
 _DTYPES = ("|u1", "<f4")
+_TYPED_ARGUMENTS: Mapping[str, type] = {"items": NewItem, "canaries": Canary}
 
 
 class BadMessage(Exception):
@@ -119,6 +120,16 @@ def unpack_reply(data: bytes) -> Any:
     return reply.answer if reply.answer is not None else reply.value
 
 
+def pack_canaries(canaries: Sequence[Canary]) -> bytes:
+    return _pack(list(canaries))
+
+
+def unpack_canaries(data: bytes) -> tuple[Canary, ...]:
+    """Raises BadMessage."""
+    canaries: tuple[Canary, ...] = _unpack(data, _canaries)
+    return canaries
+
+
 def failure_of(error: Exception) -> Failure:
     status, code = status_and_code(error)
     if status == 500 and code == "internal":
@@ -129,13 +140,12 @@ def failure_of(error: Exception) -> Failure:
 def _typed(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that are more than plain values get their types back."""
     typed = dict(arguments)
-    if "items" in typed:
-        try:
-            typed["items"] = tuple(
-                msgspec.convert(item, NewItem, dec_hook=_as_array) for item in typed["items"]
-            )
-        except (msgspec.ValidationError, TypeError) as error:
-            raise BadMessage(str(error)) from error
+    for name, kind in _TYPED_ARGUMENTS.items():
+        if name in typed:
+            try:
+                typed[name] = tuple(msgspec.convert(one, kind, dec_hook=_as_array) for one in typed[name])
+            except (msgspec.ValidationError, TypeError) as error:
+                raise BadMessage(str(error)) from error
     return typed
 
 
@@ -182,3 +192,4 @@ def _as_array(wanted: type, value: Any) -> Any:
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 _posted = msgspec.msgpack.Decoder(Posted, ext_hook=_extension, dec_hook=_as_array)
 _reply = msgspec.msgpack.Decoder(Reply, ext_hook=_extension, dec_hook=_as_array)
+_canaries = msgspec.msgpack.Decoder(tuple[Canary, ...], ext_hook=_extension, dec_hook=_as_array)

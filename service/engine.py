@@ -25,6 +25,7 @@ from service.errors import BadRequest, QueueUnreachable
 from service.messages import (
     AdaptationPart,
     AskedTarget,
+    Canary,
     ControlJob,
     JobAnswer,
     Mode,
@@ -288,6 +289,12 @@ class Engine:
     async def list_items(self, gallery: str, offset: int, limit: int) -> dict[str, Any]:
         return await self._do("list_items", gallery=gallery, name=gallery, offset=offset, limit=limit)
 
+    async def set_canaries(self, gallery: str, canaries: Sequence[Canary]) -> dict[str, Any]:
+        return await self._do("set_canaries", gallery=gallery, name=gallery, canaries=tuple(canaries))
+
+    async def describe_canaries(self, gallery: str) -> dict[str, Any]:
+        return await self._do("describe_canaries", gallery=gallery, name=gallery)
+
     # -- streams ------------------------------------------------------------------------------------
 
     async def list_streams(self) -> list[dict[str, Any]]:
@@ -302,11 +309,16 @@ class Engine:
         method: str | None = None,
         settings: Mapping[str, Any] | None = None,
         pinned: bool | None = None,
+        guard: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """What is None stays as it is."""
-        return await self._do(
-            "configure_stream", order=name, name=name, method=method, settings=settings, pinned=pinned
-        )
+        changes: dict[str, Any] = {
+            "method": method,
+            "settings": settings,
+            "pinned": pinned,
+            "guard": guard,
+        }
+        return await self._do("configure_stream", order=name, name=name, **changes)
 
     async def reset_stream(self, name: str) -> dict[str, Any]:
         return await self._do("reset_stream", order=name, name=name)

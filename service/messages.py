@@ -158,6 +158,8 @@ class RetrieveJob:
     accepted_at: float = 0.0
     """time.monotonic() at acceptance."""
     deadline_at: float | None = None
+    again: bool = False
+    """Whether a worker began it before, and may have answered it, but did not finish it."""
     frozen_because: str = ""
     """Why a query that asked to adapt is answered by the source model (mode `off`); empty: it asked so."""
     trace: Mapping[str, str] = field(default_factory=dict)
@@ -177,6 +179,14 @@ class NewItem:
     pixels: np.ndarray | None = None
     embeddings: Mapping[Target, np.ndarray] = field(default_factory=dict)
     """Ready vectors float32 [D] by modality, instead of text or pixels."""
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A query of a gallery (text or picture) whose right answer is known: the item `answer`."""
+
+    query: Query
+    answer: str
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,10 @@ from encoders.base import Encoder, EncoderError, Modality
 from index.base import GalleryError
 from index.gallery import Gallery
 from service import pipeline, tracing
+from service.canaries import CanaryStore
 from service.errors import NotReady, QueueUnreachable, ServiceError
 from service.galleries import Galleries
+from service.gallery_side import GallerySide, to_numpy
 from service.gathering import GatheredBatch, Gatherings, GatherLimits
 from service.messages import (
     Adaptation,
@@ -60,26 +62,6 @@ _CLIENTS_MISTAKES = (ServiceError, GalleryError, AdapterError, EncoderError)
 
 Action = Callable[[ControlJob], Any]
 """Returns the answer, or a generator that returns it (a task)."""
-
-
-class GallerySide:
-    """One gallery and target as the pipeline searches it."""
-
-    def __init__(self, gallery: Gallery, target: Target, device: torch.device) -> None:
-        self._gallery, self._target, self._device = gallery, target, device
-
-    def search(self, features: Tensor, k: int) -> Ranking:
-        scores, positions = self._gallery.search_raw(self._target, to_numpy(features), k)
-        return Ranking(scores, positions)
-
-    def vectors(self, positions: np.ndarray) -> Tensor:
-        return torch.from_numpy(self._gallery.vectors(self._target, positions)).to(self._device)
-
-
-def to_numpy(features: Tensor) -> np.ndarray:
-    """[B, D] fp32 on the host; no copy where the features already are."""
-    array: np.ndarray = features.detach().to(device="cpu", dtype=torch.float32).numpy()
-    return array
 
 
 @dataclass
@@ -119,6 +101,7 @@ class Worker:
         encoder: Encoder,
         galleries: Galleries,
         streams: StreamStore,
+        canaries: CanaryStore,
         queue: JobQueue,
         settings: Settings,
         metrics: Metrics,
@@ -127,6 +110,7 @@ class Worker:
         self._encoder = encoder
         self._galleries = galleries
         self._streams = streams
+        self._canaries = canaries
         self._queue = queue
         self._settings = settings
         self._metrics = metrics
@@ -231,7 +215,7 @@ class Worker:
         for task in (self._foreground, self._background):
             if task is not None:
                 task.slices.close()
-                self._fail(task.jobs, error)
+                self._queue.leave(task.jobs, error)
         while jobs := self._queue.take(max_items=1 << 30, max_wait_s=0, timeout_s=0, accept=lambda job: True):
             self._fail(jobs, error)
 
@@ -262,7 +246,7 @@ class Worker:
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
         if isinstance(error, LostOwnership | QueueUnreachable):
             # Whoever owns the stream next does these jobs again, from what was stored.
-            log.warning("jobs_left_to_the_next_owner", jobs=len(jobs), why=str(error))
+            self._leave(jobs, error)
             return
         if not isinstance(error, _CLIENTS_MISTAKES):
             log.error("job_failed", error=type(error).__name__, why=str(error)[:300], exc_info=error)
@@ -271,7 +255,11 @@ class Worker:
         try:
             self._queue.settle(Settlement(results=[(job, error) for job in jobs]))
         except (LostOwnership, QueueUnreachable) as lost:
-            log.warning("jobs_left_to_the_next_owner", jobs=len(jobs), why=str(lost))
+            self._leave(jobs, lost)
+
+    def _leave(self, jobs: Sequence[Job], why: Exception) -> None:
+        log.warning("jobs_left_to_the_next_owner", jobs=len(jobs), why=str(why))
+        self._queue.leave(jobs, why)
 
     # -- control jobs -------------------------------------------------------------------------------
 
@@ -323,17 +311,16 @@ class Worker:
             elif any(job.id in track.state.applied_batches for job in jobs):
                 self._answer_without_learning(batch, stream, track, reason="learned from before")
             elif first.mode == "sync":
-                self._foreground = _Task(
-                    self._adapt_and_answer(batch, stream, track), stream.name, list(jobs), first.trace
-                )
+                slices = _kept(stream, self._adapt_and_answer(batch, stream, track))
+                self._foreground = _Task(slices, stream.name, list(jobs), first.trace)
             else:
                 self._answer_and_gather(batch, stream, track)
 
     def _sheds(self, batch: _Batch) -> bool:
         """Whether a synchronous batch goes without adapting, because many wait or it has waited long."""
         first = batch.jobs[0]
-        if first.mode != "sync":
-            return False
+        if first.mode != "sync" or any(job.again for job in batch.jobs):
+            return False  # begun before: its answer may have said already that it adapts
         if first.deadline_at is not None:
             waited, budget = batch.taken_at - first.accepted_at, first.deadline_at - first.accepted_at
             if waited >= self._settings.shed_from_wait_share * budget:
@@ -389,7 +376,7 @@ class Worker:
             status="queued", reason=self._gathered(len(track.gathered)), gathering=write,
             state=self._streams.write(stream.name) if track.shed != shed else None,
         )  # fmt: skip
-        while (overflow := self._gatherings.overflow()) is not None:
+        while (overflow := self._gatherings.overflow(is_current=self._still_there)) is not None:
             loser, drop = overflow
             self._queue.settle(Settlement(gathering=drop, state=self._streams.write(loser.name)))
 
@@ -419,6 +406,7 @@ class Worker:
             on_answer=on_answer,
             answer_before_last_update=self._settings.answer_before_last_update,
             guard=track.guard,
+            canaries=self._canaries.check(track.gallery, track.query_modality, track.target),
         )
         if self._commit(stream, track, outcome, len(batch.queries)):
             state = self._streams.write(stream.name)
@@ -456,7 +444,7 @@ class Worker:
             return
         batch = self._gatherings.next_batch(is_current=self._still_there, everything=everything)
         if batch is not None:
-            self._background = _Task(self._adapt_only(batch), batch.stream.name)
+            self._background = _Task(_kept(batch.stream, self._adapt_only(batch)), batch.stream.name)
 
     def _adapt_only(self, batch: GatheredBatch) -> Generator[None, None, None]:
         """Learn from gathered queries. Whatever comes of it, they leave the gathering."""
@@ -474,17 +462,19 @@ class Worker:
                 batch_id=batch.id,
                 times=StageTimes(),
                 guard=track.guard,
+                canaries=self._canaries.check(track.gallery, track.query_modality, track.target),
             )
         except Exception:
             if self._still_there(stream, track):
-                self._store(stream, batch.write)
+                self._store(batch)
             raise
         if self._commit(stream, track, outcome, len(batch.queries)):
-            self._store(stream, batch.write)
+            self._store(batch)
 
-    def _store(self, stream: Stream, gathering: GatherWrite) -> None:
-        stream.dirty = True
-        self._queue.settle(Settlement(gathering=gathering, state=self._streams.write(stream.name)))
+    def _store(self, batch: GatheredBatch) -> None:
+        gathering = self._gatherings.learned(batch)
+        batch.stream.dirty = True
+        self._queue.settle(Settlement(gathering=gathering, state=self._streams.write(batch.stream.name)))
 
     def _commit(self, stream: Stream, track: Track, outcome: Outcome, queries: int) -> bool:
         """Take over what an adaptation came to; False if the stream is no longer this one."""
@@ -548,6 +538,8 @@ class Worker:
         reason: str,
     ) -> list[tuple[Job, Any]]:
         """One answer a job of the batch."""
+        if ranking.generation != batch.gallery.generation:  # it was changed since, maybe by another process
+            ranking = self._side(batch).search(features, batch.k)
         results: list[tuple[Job, Any]] = []
         mode: Mode = batch.jobs[0].mode
         direction = batch.jobs[0].key.direction
@@ -586,6 +578,15 @@ class Worker:
             scores, positions = gallery.search_raw(target, to_numpy(features[rows]), job.k, allowed)
         found = gallery.hits(target, scores, positions, job.k)
         return tuple(tuple(RankedHit(hit.id, hit.score, hit.payload) for hit in hits) for hits in found)
+
+
+def _kept(stream: Stream, slices: Generator[None, None, None]) -> Generator[None, None, None]:
+    """`slices`, while the stream stays in memory: what leaves it meanwhile could not be committed."""
+    stream.adapting += 1
+    try:
+        yield from slices
+    finally:
+        stream.adapting -= 1
 
 
 def _given(value: Any) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FAILED = 1
 """Exit code: the server refused or could not be reached."""
-_TIMES = frozenset({"created_at", "last_seen"})
+_TIMES = frozenset({"created_at", "last_seen", "time"})
 WRONG_USE = 2
 """Exit code: the command itself cannot be carried out (arguments, files, settings)."""
 

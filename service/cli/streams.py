@@ -60,13 +60,32 @@ def set_(
     pinned: Annotated[
         bool | None, typer.Option("--pin/--unpin", help="Keep it in memory, and for ever.")
     ] = None,
+    guard: Annotated[
+        list[str] | None,
+        typer.Option("--guard", metavar="NAME=VALUE", help="Setting of its guard; repeatable."),
+    ] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Set a stream's method, or pin it; a change of the method drops what was learnt."""
-    settings = parse_assignments(setting or []) or None
+    """Set a stream's method or guard, or pin it; a change of the method drops what was learnt."""
+    changes: dict[str, Any] = {
+        "method": method,
+        "settings": parse_assignments(setting or []) or None,
+        "pinned": pinned,
+        "guard": parse_assignments(guard or []) or None,
+    }
     with connected(url) as client:
-        show_stream(client.configure_stream(name, method=method, settings=settings, pinned=pinned), as_json)
+        show_stream(client.configure_stream(name, **changes), as_json)
+
+
+@app.command()
+def events(name: Name, url: Url = None, as_json: AsJson = False) -> None:
+    """What the guard did to a stream, oldest first."""
+    with connected(url) as client:
+        tracks = client.describe_stream(name).get("tracks", ())
+    told = [event for track in tracks for event in track["guard"]["events"]]
+    told.sort(key=lambda event: event["time"])
+    show_table(told, ("time", "track", "batch", "action", "finding", "reason"), as_json)
 
 
 @app.command()

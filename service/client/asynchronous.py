@@ -162,6 +162,13 @@ class AsyncClient:
         """{"items": [...], "total": n}."""
         return await self._send(calls.list_items(gallery, offset, limit))
 
+    async def set_canaries(self, gallery: str, canaries: Sequence[Mapping[str, Any]]) -> Card:
+        """Queries whose answers are known: `text` or `image` (as for items), and `answer`, an item's id."""
+        return await self._send(calls.set_canaries(gallery, canaries))
+
+    async def describe_canaries(self, gallery: str) -> Card:
+        return await self._send(calls.describe_canaries(gallery))
+
     async def list_streams(self) -> list[Card]:
         return await self._send(calls.list_streams())
 
@@ -175,9 +182,10 @@ class AsyncClient:
         method: str | None = None,
         settings: Mapping[str, Any] | None = None,
         pinned: bool | None = None,
+        guard: Mapping[str, Any] | None = None,
     ) -> Card:
-        """Set the method, or pin; makes the stream if it is new. Another method drops what was learnt."""
-        return await self._send(calls.configure_stream(name, method, settings, pinned))
+        """Set method, guard, or pin; makes the stream if it is new. Another method drops what was learnt."""
+        return await self._send(calls.configure_stream(name, method, settings, pinned, guard))
 
     async def reset_stream(self, name: str) -> Card:
         """Back to the source model."""

@@ -161,6 +161,13 @@ class Client:
         """{"items": [...], "total": n}."""
         return self._send(calls.list_items(gallery, offset, limit))
 
+    def set_canaries(self, gallery: str, canaries: Sequence[Mapping[str, Any]]) -> Card:
+        """Queries whose answers are known: `text` or `image` (as for items), and `answer`, an item's id."""
+        return self._send(calls.set_canaries(gallery, canaries))
+
+    def describe_canaries(self, gallery: str) -> Card:
+        return self._send(calls.describe_canaries(gallery))
+
     def list_streams(self) -> list[Card]:
         return self._send(calls.list_streams())
 
@@ -174,9 +181,10 @@ class Client:
         method: str | None = None,
         settings: Mapping[str, Any] | None = None,
         pinned: bool | None = None,
+        guard: Mapping[str, Any] | None = None,
     ) -> Card:
-        """Set the method, or pin; makes the stream if it is new. Another method drops what was learnt."""
-        return self._send(calls.configure_stream(name, method, settings, pinned))
+        """Set method, guard, or pin; makes the stream if it is new. Another method drops what was learnt."""
+        return self._send(calls.configure_stream(name, method, settings, pinned, guard))
 
     def reset_stream(self, name: str) -> Card:
         """Back to the source model."""

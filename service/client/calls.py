@@ -184,6 +184,15 @@ def list_items(gallery: str, offset: int, limit: int) -> Call[Card]:
     return Call("GET", _path("galleries", gallery, "items"), _card, params=params)
 
 
+def set_canaries(gallery: str, canaries: Sequence[Mapping[str, Any]]) -> Call[Card]:
+    bodies = [item_body(canary) for canary in canaries]
+    return Call("PUT", _path("galleries", gallery, "canaries"), _card, json={"canaries": bodies})
+
+
+def describe_canaries(gallery: str) -> Call[Card]:
+    return Call("GET", _path("galleries", gallery, "canaries"), _card)
+
+
 def list_streams() -> Call[list[Card]]:
     return Call("GET", "/admin/streams", _listed("streams"))
 
@@ -193,10 +202,18 @@ def describe_stream(name: str) -> Call[Card]:
 
 
 def configure_stream(
-    name: str, method: str | None, settings: Mapping[str, Any] | None, pinned: bool | None
+    name: str,
+    method: str | None,
+    settings: Mapping[str, Any] | None,
+    pinned: bool | None,
+    guard: Mapping[str, Any] | None,
 ) -> Call[Card]:
-    plain = None if settings is None else dict(settings)
-    given = {"method": method, "settings": plain, "pinned": pinned}
+    given: dict[str, Any] = {
+        "method": method,
+        "settings": None if settings is None else dict(settings),
+        "pinned": pinned,
+        "guard": None if guard is None else dict(guard),
+    }
     body = {name: value for name, value in given.items() if value is not None}
     return Call("PUT", _stream(name), _card, json=body)
 

@@ -11,18 +11,9 @@ import torch
 from torch import Tensor
 
 from encoders.base import Tower
-from service.messages import Query
 
 CANARY_DEPTH = 100
 """Hits within which the right answer is looked for; beyond, it counts as not found."""
-
-
-@dataclass(frozen=True)
-class Canary:
-    """A query of a gallery (text or picture) and the id of the item that is right for it."""
-
-    query: Query
-    answer: str
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from service.errors import TooLarge
 from service.http.engine import Engine
 from service.http.images import ImageLimits, ImageSource, decode_all
 from service.http.queries import check_text, vector
-from service.http.schemas import ItemBody
-from service.messages import NewItem, Target
+from service.http.schemas import CanaryBody, ItemBody
+from service.messages import Canary, NewItem, Query, Target
 from service.settings import Settings
 
 
@@ -38,6 +38,27 @@ async def decode_items(
             embeddings=_embeddings(f"items[{i}].embeddings", item, engine.dimension),
         )
         for i, item in enumerate(items)
+    ]
+
+
+async def decode_canaries(
+    canaries: Sequence[CanaryBody], settings: Settings, engine: Engine, threads: CapacityLimiter
+) -> list[Canary]:
+    """Pictures to pixels. Raises TooLarge, Refusal; names the canary."""
+    check_count(len(canaries), settings)
+    for i, canary in enumerate(canaries):
+        if canary.text is not None:
+            check_text(f"canaries[{i}].text", canary.text, settings)
+    sources = [
+        ImageSource(f"canaries[{i}].image", canary.image)
+        for i, canary in enumerate(canaries)
+        if canary.image is not None
+    ]
+    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+    decoded = iter(await decode_all(sources, engine.image_spec, limits, threads))
+    return [
+        Canary(Query(text=canary.text, pixels=None if canary.image is None else next(decoded)), canary.answer)
+        for canary in canaries
     ]
 
 

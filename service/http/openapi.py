@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.http.schemas import (
+    CanariesBody,
     ErrorBody,
     ItemIds,
     ItemsBody,
@@ -26,6 +27,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     RetrieveBody,
     RetrieveOptions,
     NewGallery,
+    CanariesBody,
     ItemsBody,
     ItemIds,
     StreamConfiguration,

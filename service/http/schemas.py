@@ -153,6 +153,28 @@ class ItemIds(Wire):
     ids: list[ItemId] = Field(min_length=1)
 
 
+class CanaryBody(Wire):
+    """A query whose right answer is known: exactly one of `text`, `image`."""
+
+    text: Text | None = None
+    image: str | None = None
+    """A picture as base64 or data URI."""
+    answer: ItemId
+    """The item of the gallery that is right for it."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.text is None) == (self.image is None):
+            raise ValueError("a canary is exactly one of text, image")
+        return self
+
+
+class CanariesBody(Wire):
+    """The canaries of a gallery; they replace those before. An empty list removes them."""
+
+    canaries: list[CanaryBody]
+
+
 class StreamConfiguration(Wire):
     """What a stream adapts with. A change of the method drops what was learnt."""
 
@@ -162,6 +184,8 @@ class StreamConfiguration(Wire):
     """Settings of the method over its defaults."""
     pinned: bool | None = None
     """Whether the stream stays in memory whatever comes, and never expires. None: keep."""
+    guard: JsonObject | None = None
+    """Settings of its guard over the server's, for example `{"policy": "warn"}`. None: keep."""
 
 
 class NewSnapshot(Wire):
@@ -268,6 +292,11 @@ class ItemShown(Shown):
 class ItemPage(Shown):
     items: list[ItemShown]
     total: int
+
+
+class CanariesShown(Shown):
+    gallery: str
+    canaries: list[dict[str, Any]]
 
 
 class Upserted(Shown):

@@ -27,8 +27,9 @@ TOY: dict[str, Any] = {
     "gather_max_age_s": 0.05,
     "batch_max_wait_ms": 0.0,
     "default_method_settings": {"learning_rate": 0.01},
+    "guard": {"policy": "off"},
 }
-"""Settings of a small, quick engine."""
+"""Settings of a small, quick engine, whose learning rate is one that a guard would stop."""
 
 
 @pytest.fixture

@@ -11,10 +11,12 @@ from starlette.responses import Response
 from service.http.auth import Admin, Key
 from service.http.bodies import json_body
 from service.http.dependencies import DecodersDep, EngineDep, SettingsDep, note
-from service.http.items import check_count, decode_items
+from service.http.items import check_count, decode_canaries, decode_items
 from service.http.openapi import answers, json_request
 from service.http.responses import json_response, no_content
 from service.http.schemas import (
+    CanariesBody,
+    CanariesShown,
     Deleted,
     GalleriesShown,
     GalleryPath,
@@ -36,6 +38,9 @@ ITEMS_EXAMPLE = {
         {"id": "photo-3", "image": "data:image/png;base64,iVBORw0KGgo..."},
     ]
 }
+
+
+CANARIES_EXAMPLE = {"canaries": [{"text": "a red circle above a blue square", "answer": "scene-17"}]}
 
 
 @router.get("", summary="All galleries", dependencies=[Key], responses=answers(GalleriesShown, "By name."))
@@ -138,3 +143,34 @@ async def get_item(
     engine: EngineDep,
 ) -> Response:
     return json_response(await engine.get_item(gallery, id))
+
+
+@router.get(
+    "/{gallery}/canaries",
+    summary="The canaries of a gallery",
+    dependencies=[Admin],
+    responses=answers(CanariesShown, "Queries whose right answer is known."),
+)
+async def describe_canaries(gallery: GalleryPath, engine: EngineDep) -> Response:
+    return json_response(await engine.describe_canaries(gallery))
+
+
+@router.put(
+    "/{gallery}/canaries",
+    summary="Set the canaries of a gallery",
+    dependencies=[Admin],
+    responses=answers(CanariesShown, "The canaries, which replace those before."),
+    openapi_extra=json_request(CanariesBody, CANARIES_EXAMPLE),
+)
+async def set_canaries(
+    gallery: GalleryPath,
+    body: Annotated[CanariesBody, json_body(CanariesBody)],
+    engine: EngineDep,
+    settings: SettingsDep,
+    decoders: DecodersDep,
+    request: Request,
+) -> Response:
+    """The guards of all streams ask them now and then, to see whether what was learned does harm."""
+    note(request, gallery=gallery)
+    canaries = await decode_canaries(body.canaries, settings, engine, decoders)
+    return json_response(await engine.set_canaries(gallery, canaries))

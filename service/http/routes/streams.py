@@ -48,7 +48,7 @@ async def describe_stream(stream: StreamPath, engine: EngineDep, request: Reques
 
 @router.put(
     "/{stream}",
-    summary="Set a stream's method, and whether it is pinned",
+    summary="Set a stream's method, guard, and whether it is pinned",
     responses=answers(StreamShown, "The stream; `reset` says whether its states were dropped."),
     openapi_extra=json_request(StreamConfiguration, {"method": "tcr", "settings": {"steps": 3}}),
 )
@@ -58,7 +58,9 @@ async def configure_stream(
     engine: EngineDep,
     request: Request,
 ) -> Response:
-    return _answer(request, await engine.configure_stream(stream, body.method, body.settings, body.pinned))
+    return _answer(
+        request, await engine.configure_stream(stream, body.method, body.settings, body.pinned, body.guard)
+    )
 
 
 @router.delete("/{stream}", summary="Delete a stream", status_code=204)

@@ -12,6 +12,7 @@ from service.errors import Conflict, NotFound
 from service.messages import (
     Adaptation,
     AdaptationPart,
+    Canary,
     NewItem,
     Query,
     QueryKind,
@@ -51,6 +52,7 @@ class FakeEngine:
             }
         }
         self.streams: dict[str, dict[str, Any]] = {}
+        self.canaries: dict[str, list[Canary]] = {}
         self.snapshots: dict[tuple[str, str], bytes] = {}
 
     def _maybe_fail(self) -> None:
@@ -142,6 +144,20 @@ class FakeEngine:
             raise NotFound(f"there is no stream {name!r}", code="unknown_stream")
         return self.streams[name]
 
+    async def set_canaries(self, gallery: str, canaries: Sequence[Canary]) -> dict[str, Any]:
+        self._maybe_fail()
+        await self.describe_gallery(gallery)
+        self.canaries[gallery] = list(canaries)
+        return await self.describe_canaries(gallery)
+
+    async def describe_canaries(self, gallery: str) -> dict[str, Any]:
+        self._maybe_fail()
+        shown = [
+            {"kind": canary.query.kind, "text": canary.query.text, "answer": canary.answer}
+            for canary in self.canaries.get(gallery, [])
+        ]
+        return {"gallery": gallery, "canaries": shown}
+
     async def list_streams(self) -> list[dict[str, Any]]:
         self._maybe_fail()
         return list(self.streams.values())
@@ -156,6 +172,7 @@ class FakeEngine:
         method: str | None = None,
         settings: Mapping[str, Any] | None = None,
         pinned: bool | None = None,
+        guard: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         self._maybe_fail()
         card = {"name": name, "method": method or "tcr", "settings": dict(settings or {}), "version": 0}

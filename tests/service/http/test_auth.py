@@ -19,6 +19,8 @@ NEEDS_KEY = [
     ("DELETE", "/galleries/demo"),
     ("POST", "/galleries/demo/items"),
     ("POST", "/galleries/demo/items/delete"),
+    ("GET", "/galleries/demo/canaries"),
+    ("PUT", "/galleries/demo/canaries"),
     ("GET", "/admin/streams"),
     ("GET", "/admin/streams/s"),
     ("PUT", "/admin/streams/s"),

@@ -146,3 +146,26 @@ async def test_bad_page_is_refused(http: httpx.AsyncClient, query: str) -> None:
 async def test_full_disk_is_507(http: httpx.AsyncClient, engine: FakeEngine) -> None:
     engine.failure = StorageFull("the disk is full; nothing was changed")
     failure(await http.post("/galleries", json={"name": "shop"}), 507, "storage_full")
+
+
+async def test_canaries_are_set_and_shown(http: httpx.AsyncClient) -> None:
+    body = {
+        "canaries": [
+            {"text": "a red circle", "answer": "scene-1"},
+            {"image": encoded(png()), "answer": "scene-2"},
+        ]
+    }
+    answer = await http.put("/galleries/demo/canaries", json=body)
+    assert answer.status_code == 200
+    assert [canary["kind"] for canary in answer.json()["canaries"]] == ["text", "image"]
+    assert (await http.get("/galleries/demo/canaries")).json() == answer.json()
+
+
+@pytest.mark.parametrize(
+    "canary",
+    [{"answer": "scene-1"}, {"text": "x", "image": "aGk=", "answer": "scene-1"}, {"text": "x"}],
+)
+async def test_a_canary_is_one_query_and_its_answer(http: httpx.AsyncClient, canary: dict[str, str]) -> None:
+    answer = await http.put("/galleries/demo/canaries", json={"canaries": [canary]})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["code"] == "invalid_request"
