@@ -24,13 +24,12 @@ class GatherLimits:
 
 @dataclass(frozen=True)
 class GatheredBatch:
-    """Queries that left their gathering to be learned from. `write`: what the store is told afterwards."""
+    """Queries that left their gathering to be learned from."""
 
     stream: Stream
     track: Track
     queries: Sequence[Query]
     id: str
-    write: GatherWrite
 
 
 class Gatherings:
@@ -52,26 +51,40 @@ class Gatherings:
         """Take note of what the stream's tracks hold already."""
         for track in stream.tracks.values():
             if len(track.gathered):
-                self._tracks.setdefault((stream.name, track.name), (stream, track))
+                key = (stream.name, track.name)
+                if self._tracks.get(key, (None, None))[1] is not track:  # else it keeps its turn
+                    self._tracks[key] = (stream, track)
 
     def join(self, stream: Stream, track: Track, jobs: Sequence[RetrieveJob]) -> GatherWrite:
         """Answered jobs join the track's gathering; beyond its capacity its oldest queries leave."""
         track.gathered.join(jobs)
         self._tracks[stream.name, track.name] = (stream, track)
-        drop = self._shed(stream, track, len(track.gathered) - self._limits.capacity_items)
-        return GatherWrite(stream.name, stream.token, track.name, drop=drop, join=tuple(jobs))
+        self._shed(stream, track, len(track.gathered) - self._limits.capacity_items)
+        return self._write(stream, track, join=tuple(jobs))
 
-    def overflow(self) -> tuple[Stream, GatherWrite] | None:
+    def _write(self, stream: Stream, track: Track, join: Sequence[RetrieveJob] = ()) -> GatherWrite:
+        # The oldest in the store are those that are being learned from: they leave when that is stored.
+        drop = 0 if track.gathered.learning else track.gathered.let_go()
+        return GatherWrite(stream.name, stream.token, track.name, drop=drop, join=join)
+
+    def learned(self, batch: GatheredBatch) -> GatherWrite:
+        """What the store is told of the gathering when a batch of it is done with."""
+        batch.track.gathered.learning = False
+        return self._write(batch.stream, batch.track)
+
+    def overflow(self, *, is_current: Callable[[Stream, Track], bool]) -> tuple[Stream, GatherWrite] | None:
         """If all gatherings together hold too much: the one whose turn is next leaves unlearned."""
         limits = self._limits
         if len(self._tracks) * limits.capacity_items <= limits.total_items:
             return None
+        for key, pair in list(self._tracks.items()):
+            if not is_current(*pair):
+                del self._tracks[key]
         if sum(len(track.gathered) for _, track in self._tracks.values()) <= limits.total_items:
             return None
         stream, track = self._tracks.pop(next(iter(self._tracks)))
-        return stream, GatherWrite(
-            stream.name, stream.token, track.name, drop=self._shed(stream, track, len(track.gathered))
-        )
+        self._shed(stream, track, len(track.gathered))
+        return stream, self._write(stream, track)
 
     def idle_for_s(self, longest_s: float) -> float:
         """Seconds until the next gathering falls due, at most `longest_s`."""
@@ -98,19 +111,18 @@ class Gatherings:
             if count < limits.batch_size and not (old and count >= limits.min_items):
                 continue
             first, used = track.gathered.jobs[0].id, track.gathered.used
-            queries, done = track.gathered.take(limits.batch_size)
+            queries = track.gathered.take(limits.batch_size)
+            track.gathered.learning = True
             del self._tracks[key]
             if len(track.gathered):  # to the back: other streams have their turn
                 self._tracks[key] = (stream, track)
-            write = GatherWrite(stream.name, stream.token, track.name, drop=done)
-            return GatheredBatch(stream, track, queries, f"{first}+{used}", write)
+            return GatheredBatch(stream, track, queries, f"{first}+{used}")
         return None
 
-    def _shed(self, stream: Stream, track: Track, surplus: int) -> int:
+    def _shed(self, stream: Stream, track: Track, surplus: int) -> None:
         if surplus <= 0:
-            return 0
-        _, done = track.gathered.take(surplus)
+            return
+        track.gathered.take(surplus)
         track.shed += surplus
         stream.dirty = True
         self._on_shed(stream, surplus)
-        return done

@@ -45,12 +45,18 @@ _SHOWN_FIGURES = ("modality_gap", "modality_gap_target", "uniformity", "entropy_
 class Gathering:
     """Answered queries of a track that wait for a full batch (asynchronous mode), in the order they came.
 
-    used   queries of the oldest job that have left already
-    since  time.monotonic() at which the oldest batch began to gather
+    used         queries of the oldest job that have left already
+    stored_used  the same in the store, which jobs leave only with what was learned from them
+    left         jobs that have left here, and not yet there
+    learning     whether a batch that has left is being learned from
+    since        time.monotonic() at which the oldest batch began to gather
     """
 
     jobs: deque[RetrieveJob] = field(default_factory=deque)
     used: int = 0
+    stored_used: int = 0
+    left: int = 0
+    learning: bool = False
     since: float = 0.0
     _count: int = 0
 
@@ -64,10 +70,9 @@ class Gathering:
         self.jobs.extend(jobs)
         self._count += sum(job.items for job in jobs)
 
-    def take(self, count: int) -> tuple[list[Query], int]:
-        """The oldest `count` queries leave. -> (queries, jobs of which none is left)."""
+    def take(self, count: int) -> list[Query]:
+        """The oldest `count` queries leave."""
         taken: list[Query] = []
-        done = 0
         while self.jobs and len(taken) < count:
             waiting = self.jobs[0].queries[self.used :]
             part = waiting[: count - len(taken)]
@@ -76,16 +81,23 @@ class Gathering:
             if len(part) == len(waiting):
                 self.jobs.popleft()
                 self.used = 0
-                done += 1
+                self.left += 1
         self._count -= len(taken)
         self.since = time.monotonic()
-        return taken, done
+        return taken
+
+    def let_go(self) -> int:
+        """How many of the oldest jobs the store is to drop, together with a state that says `stored_used`."""
+        left, self.left = self.left, 0
+        self.stored_used = self.used
+        return left
 
     @classmethod
     def resumed(cls, jobs: Sequence[RetrieveJob], used: int) -> Gathering:
         gathering = cls()
         gathering.join(jobs)
         gathering.used = min(used, jobs[0].items if jobs else 0)
+        gathering.stored_used = gathering.used
         gathering._count -= gathering.used
         return gathering
 
@@ -170,6 +182,8 @@ class Stream:
     guard: dict[str, Any] = field(default_factory=dict)
     """Settings of the guard over the server's."""
     dirty: bool = True
+    adapting: int = 0
+    """Adaptations under way; it does not leave memory meanwhile."""
     token: int | None = 0
     """The store's owner token when this was loaded; see StateStore."""
 
@@ -256,16 +270,13 @@ class StreamStore:
 
     def find_or_create(self, name: str) -> Stream:
         check_stream_name(name)
-        stream = self._current(name) or self._load(name)
-        if stream is None:
-            method, settings = self._default
-            now = time.time()
-            stream = Stream(
-                name, method, settings, make_method(method, settings), now, now,
-                token=self._states.owner_token(name),
-            )  # fmt: skip
-            self._resume_gathering(stream, {})
-        return self._hold(stream)
+        token = self._states.owner_token(name)
+        return self._hold(self._current(name) or self._load(name) or self._new(name, token))
+
+    def _new(self, name: str, token: int | None) -> Stream:
+        method, settings = self._default
+        now = time.time()
+        return Stream(name, method, settings, make_method(method, settings), now, now, token=token)
 
     def count(self) -> int:
         """Streams in memory. May be called from any thread."""
@@ -428,7 +439,7 @@ class StreamStore:
         if not self._states.deferred:
             return None
         ungathered = tuple(self._ungathered.pop(name, ()))
-        stream = self._held.get(name)
+        stream = self._current(name)
         if stream is None:
             gone = name in self._deleted
             self._deleted.discard(name)
@@ -445,8 +456,8 @@ class StreamStore:
     def _ungather(self, stream: Stream) -> None:
         """What the stream's tracks have gathered leaves with them, in the store too."""
         if self._states.deferred:
-            names = [name for name, track in stream.tracks.items() if track.gathered.jobs]
-            self._ungathered.setdefault(stream.name, []).extend(names)
+            # All tracks: the jobs of a batch that is being learned from have left here, but not there.
+            self._ungathered.setdefault(stream.name, []).extend(stream.tracks)
 
     def save(self, stream: Stream) -> None:
         self._states.save(stream.name, pack_stream(stream, kind="stream"))
@@ -477,7 +488,7 @@ class StreamStore:
         for oldest in list(self._held.values()):
             if len(self._held) <= self._max_in_memory and self._bytes <= self._max_bytes:
                 return
-            if oldest is in_use or oldest.pinned:
+            if oldest is in_use or oldest.pinned or oldest.adapting:
                 continue
             if oldest.dirty and not self._states.deferred:
                 try:
@@ -498,21 +509,26 @@ class StreamStore:
         self._bytes -= self._sizes.pop(name, 0)
 
     def _load(self, name: str) -> Stream | None:
-        token = self._states.owner_token(
-            name
-        )  # before the read: what changes in between makes it out of date
+        # Before the read: what changes in between makes it out of date.
+        token = self._states.owner_token(name)
         data = self._states.load(name)
         if data is None:
-            return None
+            return self._gathered_only(name, token)
         try:
             stream = self._unpack(name, data)
         except (StateFileError, StateMismatch, BadSettings) as error:
             # A stream must not stop answering because its old state is of no use any more.
             aside = self._states.set_aside(name)
             log.exception("stream_state_refused", stream=name, why=str(error), kept_as=aside)
-            return None
+            return self._gathered_only(name, token)
         stream.token = token
         return stream
+
+    def _gathered_only(self, name: str, token: int | None) -> Stream | None:
+        """A stream of which nothing but gathered queries is stored; None if there are none."""
+        stream = self._new(name, token)
+        self._resume_gathering(stream, {})
+        return stream if stream.tracks else None
 
     def _unpack(self, name: str, data: bytes) -> Stream:
         header, tracks = unpack_tracks(data, self._encoder)
@@ -570,7 +586,7 @@ def pack_stream(stream: Stream, *, kind: str, **about: Any) -> bytes:
                 "skipped": track.skipped,
                 "undone": track.undone,
                 "shed": track.shed,
-                "gathered_used": track.gathered.used,
+                "gathered_used": track.gathered.stored_used,
                 "drift": track.drift,
                 "losses": track.losses,
                 **({"guard": track.guard.to_plain()} if guarded else {}),

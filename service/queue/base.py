@@ -101,6 +101,12 @@ class JobQueue(Protocol):
         Raises LostOwnership, QueueUnreachable: then whoever owns the stream next does the jobs again.
         """
 
+    def leave(self, jobs: Sequence[Job], error: Exception) -> None:
+        """These jobs were taken and are not finished here: whoever owns their stream next does them again.
+
+        Where there is nobody else they end in `error`.
+        """
+
     def depth(self) -> int:
         """Items waiting here, those taken not included."""
 

@@ -119,6 +119,9 @@ class MemoryQueue:
         """States are the stream store's own business here: it keeps them on disk."""
         self.answer_early(settlement.results)
 
+    def leave(self, jobs: Sequence[Job], error: Exception) -> None:
+        self.answer_early([(job, error) for job in jobs])
+
     def forget(self, jobs: Sequence[Job]) -> None:
         """Jobs that were taken are answered elsewhere."""
         for job in jobs:

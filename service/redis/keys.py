@@ -16,7 +16,7 @@ PARTITIONS = 64
 GROUP = "workers"
 """The consumer group of every queue."""
 
-API_ALIVE_MS = 15_000
+API_ALIVE_MS = 60_000
 """An API process that has not said so for this long is gone; its results are dropped."""
 RESULTS_TTL_MS = 60_000
 """Results that nobody has read are deleted after this."""
@@ -77,7 +77,7 @@ class Keys:
         return f"{self.prefix}lease:{p}"
 
     def fence(self, p: int) -> str:
-        """Number: the last token given out. Only rises."""
+        """Number: the last token given out, at least the time (ms since 1970). Only rises."""
         return f"{self.prefix}fence:{p}"
 
     @property

@@ -169,7 +169,12 @@ class RedisSubmitter:
             p = partition_of(home_of(job))
             with contextlib.suppress(*GONE):  # then it is answered to nobody
                 await self._scripts.withdraw(
-                    keys=[self._keys.waiting, self._keys.queue(p), self._keys.withdrawn(p)],
+                    keys=[
+                        self._keys.waiting,
+                        self._keys.queue(p),
+                        self._keys.withdrawn(p),
+                        self._keys.attempts(p),
+                    ],
                     args=[entry, job.items, GROUP, WITHDRAWN_TTL_S],
                 )
 

@@ -1,7 +1,7 @@
 -- What the partition's former owner left pending becomes this worker's.
--- KEYS  lease, queue
+-- KEYS  lease, queue, attempts
 -- ARGV  lease as believed, group, worker, first entry, count
--- -> false: not the owner | {next entry ('0-0' at the end), entry, payload, ...}
+-- -> false: not the owner | {next entry ('0-0' at the end), entry, payload, 1 if it was begun before else 0, ...}
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 local claimed = redis.call('XAUTOCLAIM', KEYS[2], ARGV[2], ARGV[3], 0, ARGV[4], 'COUNT', ARGV[5], 'JUSTID')
 local reply = {claimed[1]}
@@ -13,6 +13,7 @@ for _, id in ipairs(claimed[2]) do
     for i = 1, #fields, 2 do
       if fields[i] == 'job' then reply[#reply + 1] = fields[i + 1] end
     end
+    reply[#reply + 1] = redis.call('HEXISTS', KEYS[3], id)
   else
     redis.call('XACK', KEYS[2], ARGV[2], id)
   end

@@ -56,12 +56,12 @@ class Deployment:
         )
 
     def begin(self, lease: str, entry: bytes) -> int:
-        keys = [self.keys.lease(P), self.keys.withdrawn(P), self.keys.attempts(P)]
-        (count,) = self.scripts.begin(keys=keys, args=[lease, entry])
+        keys = [self.keys.lease(P), self.keys.withdrawn(P), self.keys.attempts(P), self.keys.queue(P)]
+        (count,) = self.scripts.begin(keys=keys, args=[lease, GROUP, entry])
         return count
 
     def withdraw(self, entry: bytes, items: int = 1) -> None:
-        keys = [self.keys.waiting, self.keys.queue(P), self.keys.withdrawn(P)]
+        keys = [self.keys.waiting, self.keys.queue(P), self.keys.withdrawn(P), self.keys.attempts(P)]
         assert self.scripts.withdraw(keys=keys, args=[entry, items, GROUP, 600]) == 1
 
     def gather(self, stream: str, *, idle_s: int = 0) -> tuple[str, str]:
