@@ -68,6 +68,15 @@ class Worker:
                 return jobs
         return []
 
+    def take_all(self, count: int) -> list[Job]:
+        """The next batches, until they hold `count` jobs."""
+        found: list[Job] = []
+        while len(found) < count:
+            batch = self.take()
+            assert batch, f"{len(found)} of {count} jobs came"
+            found += batch
+        return found
+
     def leave(self) -> None:
         self.queue.close()
         self.leases.stop()
@@ -168,9 +177,7 @@ def test_a_dead_workers_jobs_come_back_oldest_first(
     eventually(lambda: first.queue.depth() == 2)
     first.vanish()
     second = worker("w2")
-    found = second.take()
-    while len(found) < 3:
-        found += second.take()
+    found = second.take_all(3)
     assert [each.queries[0].text for each in found if isinstance(each, RetrieveJob)] == ["a0", "b0", "c0"]
     assert second.metrics.value("attune_redeliveries_total") == 3
 
@@ -277,9 +284,7 @@ def test_gathered_jobs_move_from_the_queue_to_the_gathering_and_survive_their_wo
 ) -> None:
     first = worker("w1")
     put(client, keys, job(text="a"), job(text="b"), job(text="c"))
-    found = first.take()
-    while len(found) < 3:
-        found += first.take()
+    found = first.take_all(3)
     joining = [each for each in found if isinstance(each, RetrieveJob)]
     token = first.leases.token("a")
     first.queue.settle(
