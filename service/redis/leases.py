@@ -123,6 +123,10 @@ class Leases:
                     log.warning("redis_gone", why=str(error)[:200])
                 self.in_doubt()
                 pause_s = min(0.5, self._lease_s / 3)
+            except Exception:  # without this thread the worker would never own anything again
+                log.exception("lease_fault")
+                self.in_doubt()
+                pause_s = min(0.5, self._lease_s / 3)
             self._stopping.wait(pause_s)
 
     def _beat(self) -> None:
