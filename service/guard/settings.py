@@ -55,7 +55,7 @@ class GuardSettings(BaseModel):
         16, ge=1, le=1000, description="Latest batches whose differences are averaged, all of them or fewer."
     )
     harm_sigmas: float = Field(
-        3.5,
+        3.0,
         gt=0,
         le=100,
         description="Standard errors that such an average must stand above 0, besides its limit.",

@@ -54,7 +54,7 @@ async def test_identical_queries_are_answered_but_not_learned_from(engine: Engin
     answer = await engine.retrieve(asked(50, same=True))
     assert answer.parts[0].adaptation.status == "skipped"
     assert answer.parts[0].adaptation.reason.startswith("guard: its queries are almost the same")
-    assert len(answer.results) == SIZE
+    assert len(answer.hits) == SIZE
     track = await track_of(engine)
     assert track["version"] == before
     assert [event["finding"] for event in track["guard"]["events"]] == ["crowded"]
