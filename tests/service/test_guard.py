@@ -209,7 +209,7 @@ def test_change_for_the_better_is_no_harm(fall: dict[str, Any]) -> None:
 
 def test_a_rise_within_its_error_is_no_harm() -> None:
     before, _ = shown(guard(), usual(8))
-    assert before.rule(look(seed=9, source_likeness=0.013), state()).learn
+    assert before.rule(look(seed=9, source_likeness=0.0115), state()).learn
 
 
 def test_an_update_too_large_is_harm_before_any_figure_tells() -> None:
