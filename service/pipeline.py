@@ -20,7 +20,7 @@ from adapters.drift import relative_distance
 from adapters.state import AdaptationState
 from encoders.base import Tower
 from service.guard.canaries import CheckCanaries
-from service.guard.guard import Guard, GuardEvent, Ruling
+from service.guard.guard import FEWEST_QUERIES, Guard, GuardEvent, Ruling
 from service.guard.look import Look, look_at, sample_rows
 
 
@@ -347,12 +347,14 @@ def _rank_unlearned(batch: _Batch, state: AdaptationState, step: _Step) -> tuple
 def _rule(
     batch: _Batch, state: AdaptationState, first: _Step, guard: Guard, canaries: CheckCanaries | None
 ) -> Ruling:
+    if len(first.features) < FEWEST_QUERIES:
+        return guard.unjudged()
     clock = _Clock(batch.times)
     distance = 0.0
     if batch.method.learns:
         distance = float(relative_distance(state.parameters, batch.tower.parameters))
     if first.ranking is None and distance == 0.0:
-        return Ruling(guard)  # the source model itself cannot encode this batch; learning will say so
+        return guard.unjudged()  # the source model itself cannot encode this batch; learning will say so
     look = _compare(batch, first, distance, guard.settings.sample_fraction)
     due = canaries is not None and distance > 0.0 and guard.canaries_are_due
     check = canaries(state.parameters) if canaries is not None and due else None

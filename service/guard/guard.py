@@ -25,7 +25,7 @@ EVENTS_KEPT = 32
 _MOST_DOUBLINGS = 6
 _ROLLING_SHARE = 1 / 8
 FEWEST_QUERIES = 4
-"""Of a sample that can be judged; a smaller batch is learned from unjudged."""
+"""Of a batch that can be judged; a smaller one is learned from unjudged."""
 _HEALTHY_SHARE = 0.5
 """Of the suspicion that is harm, up to which a state may become the last good one."""
 _SIGNS = {"source_likeness": 1, "modality_gap": 1, "top1_similarity": -1}
@@ -136,8 +136,8 @@ class Guard:
         ratio = 1.0 if self.reference is None else self.reference.ratio(look)
         seen = replace(self, batches=self.batches + 1, latest=_flat(look, ratio, self.update, canaries))
         seen = replace(seen, rolling=_rolled(self.rolling, seen.latest))
-        if look.queries < FEWEST_QUERIES or not look.source_is_finite:
-            return Ruling(seen)
+        if not look.source_is_finite:
+            return self.unjudged()
         seen, concern = seen._compared(look, ratio)
         if concern is None:
             seen = seen._with_rises(look)
@@ -146,6 +146,11 @@ class Guard:
         if concern is None:
             return seen._sound(look, state)
         return seen._acted(concern)
+
+    def unjudged(self) -> Ruling:
+        """What becomes of a batch of fewer than FEWEST_QUERIES, or that the source model cannot encode."""
+        seen = replace(self, batches=self.batches + 1)
+        return seen._rest() or Ruling(seen)
 
     def _compared(self, look: Look, ratio: float) -> tuple[Guard, _Concern | None]:
         """The batch against the stream's own reference."""
@@ -167,7 +172,10 @@ class Guard:
             pending = pending.joined(look, window_batches=window)
         if pending.batches >= settings.change_batches:
             reason = f"the queries have changed: {_changes(reference.figures, pending.figures)}"
-            return replace(self, reference=pending, pending=None), _Concern("changed", reason)
+            concern = _Concern("changed", reason)
+            if settings.policy == "freeze":  # the old weights stay, and so does what is usual for them
+                return replace(self, pending=pending), concern
+            return replace(self, reference=pending, pending=None), concern
         reason = f"it is unlike this stream's batches (ratio {ratio:.1f}, limit {limit:.1f})"
         return replace(self, pending=pending), _Concern("unusual", reason)
 
@@ -234,19 +242,22 @@ class Guard:
     def _sound(self, look: Look, state: AdaptationState) -> Ruling:
         """Nothing found: learn, unless a rollback is not long enough ago."""
         seen = replace(self, finding=None)
-        if self.cooldown > 0 and self.settings.policy in ("rollback", "reset"):
-            left = self.cooldown - 1
-            return Ruling(
-                replace(seen, cooldown=left),
-                learn=False,
-                reason=f"guard: no learning for {left} more batches after a rollback",
-            )
+        if (resting := seen._rest()) is not None:
+            return resting
         if max(self._suspicions(look))[0] > _HEALTHY_SHARE or look.distance == 0.0:
             return Ruling(replace(seen, healthy=0))
         seen = replace(seen, healthy=self.healthy + 1)
         if seen.healthy < self.settings.healthy_batches:
             return Ruling(seen)
         return Ruling(replace(seen, healthy=0, good=state, spent=False, strikes=0))
+
+    def _rest(self) -> Ruling | None:
+        """No learning yet after a rollback; None: there is no rest to keep."""
+        if self.cooldown == 0 or self.settings.policy not in ("rollback", "reset"):
+            return None
+        left = self.cooldown - 1
+        reason = f"guard: no learning for {left} more batches after a rollback"
+        return Ruling(replace(self, cooldown=left), learn=False, reason=reason)
 
     def _acted(self, concern: _Concern) -> Ruling:
         policy = self.settings.policy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -294,6 +295,14 @@ def test_policy_freeze_keeps_the_weights_and_learns_again_when_the_finding_is_go
     assert rulings[-1].learn
 
 
+def test_policy_freeze_learns_nothing_from_a_new_shift_until_the_old_one_is_back() -> None:
+    before, _ = shown(guard(policy="freeze"), usual(6))
+    after, rulings = shown(before, [look(THERE, seed=n) for n in range(9)])
+    assert not any(ruling.learn for ruling in rulings)
+    assert [event.action for event in after.events] == ["skip", "freeze"]
+    assert after.rule(look(seed=20), state()).learn
+
+
 def test_policy_reset_goes_to_the_source_though_there_is_a_good_state() -> None:
     before, _ = shown(guard(policy="reset"), usual(8))
     assert before.good is not None
@@ -316,12 +325,24 @@ def test_only_the_latest_events_are_kept() -> None:
     assert after.events[-1].batch == len(odd) - 1
 
 
-def test_a_sample_too_small_to_judge_is_learned_from_and_changes_nothing() -> None:
+def test_a_batch_too_small_to_judge_is_learned_from_unless_learning_rests() -> None:
     before, _ = shown(guard(), usual(6))
-    ruling = before.rule(look(THERE, queries=3, uniformity=0.1, source_likeness=1.0), state())
+    ruling = before.unjudged()
+    assert ruling.learn
+    assert ruling.guard.reference is before.reference
+    resting = before.rule(look(seed=9, source_likeness=1.0), state()).guard
+    assert not resting.unjudged().learn
+    assert resting.unjudged().guard.cooldown == resting.cooldown - 1
+
+
+def test_queries_that_the_source_model_cannot_encode_say_nothing_of_the_state() -> None:
+    before, _ = shown(guard(), usual(6))
+    broken = replace(look(seed=9, source_likeness=1.0), scatter=float("nan"))
+    ruling = before.rule(broken, state())
     assert ruling.learn
     assert ruling.guard.reference is before.reference
     assert ruling.guard.rises == before.rises
+    assert ruling.guard.latest == before.latest
 
 
 def test_a_fall_of_the_canaries_is_harm() -> None:

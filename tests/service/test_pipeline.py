@@ -273,6 +273,15 @@ def test_canaries_are_checked_when_due_and_their_fall_takes_the_state_back() -> 
     assert outcome.state.version == state.version + 1
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_batch_of_any_size_can_be_watched(size: int) -> None:
+    state, watched, _ = several(2, guard())
+    result = one(state, watched, batch(8, size))
+    assert result.outcome.status == "applied"
+    assert result.outcome.guard is not None
+    assert result.outcome.guard.batches == 3
+
+
 def test_the_policy_warn_learns_from_near_duplicates_and_tells() -> None:
     state, watched, _ = several(3, guard(policy="warn"))
     result = one(state, watched, crowd())
