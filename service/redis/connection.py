@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,10 @@ from redis.retry import Retry
 
 GONE = (RedisError, OSError)
 """What a command raises when Redis is not there, not itself or out of memory: nothing is certain then."""
+
+_EVEN_WHEN_FULL = "redis.call('UNLINK', KEYS[1] .. '/none')\n"
+"""Put before all scripts but `put`. Redis refuses what needs memory when it has none left, except in a script
+that has written before, if only a delete of nothing. So a full Redis takes no new jobs, and is emptied."""
 
 SCRIPTS = ("acquire", "beat", "begin", "claim", "hello", "put", "read", "release", "settle", "withdraw")
 
@@ -36,6 +41,11 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether Redis refused a write because its memory is full."""
+    return "command not allowed when used memory" in str(error)
+
+
 def _options(timeout_s: float) -> dict[str, Any]:
     return {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "decode_responses": False}
 
@@ -46,11 +56,26 @@ class Scripts:
     def __init__(self, client: redis.Redis | redis.asyncio.Redis, names: Sequence[str] = SCRIPTS) -> None:
         folder = files("service.redis") / "scripts"
         self._scripts = {
-            name: client.register_script((folder / f"{name}.lua").read_text("utf-8")) for name in names
+            name: client.register_script(
+                ("" if name == "put" else _EVEN_WHEN_FULL) + (folder / f"{name}.lua").read_text("utf-8")
+            )
+            for name in names
         }
 
     def __getattr__(self, name: str) -> Any:
         return self._scripts[name]
+
+
+async def end(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel tasks until they have ended.
+
+    Once is not enough: a cancellation that meets the client's own time limit comes out as that limit's error.
+    """
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=0.1)
 
 
 class Clock:

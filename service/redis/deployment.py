@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -19,7 +19,7 @@ from service.errors import NotReady, QueueUnreachable
 from service.messages import RetrieveJob
 from service.metrics import Metrics
 from service.redis.catalogue import RedisCatalogue, packed
-from service.redis.connection import GONE, Clock, Scripts, connect, connect_async, shown
+from service.redis.connection import GONE, Clock, Scripts, connect, connect_async, end, shown
 from service.redis.keys import Keys
 from service.redis.submitter import RedisSubmitter
 from service.settings import Settings
@@ -164,9 +164,7 @@ class Deployment:
     async def close(self) -> None:
         """The backend has been stopped by now: what it owns is given back."""
         if self._hello_task is not None:
-            self._hello_task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._hello_task
+            await end([self._hello_task])
         await self.submitter.close()
         if self._leases is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._leases.stop)

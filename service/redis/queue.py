@@ -347,7 +347,7 @@ class RedisQueue:
 
     def _call(self, script: str, lease: Lease, **what: Any) -> Any:
         try:
-            reply = self._scripts.__getattr__(script)(**what)
+            reply = getattr(self._scripts, script)(**what)
         except GONE as error:
             self._metrics.count_redis_error()
             self._leases.in_doubt()

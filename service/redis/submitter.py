@@ -15,7 +15,7 @@ import structlog
 from service.codec import pack_job, unpack_reply
 from service.errors import DeadlineExceeded, NotReady, QueueFull, QueueUnreachable, TooLarge
 from service.messages import Job, home_of
-from service.redis.connection import GONE, Clock, Scripts
+from service.redis.connection import GONE, Clock, Scripts, end, is_full
 from service.redis.keys import GROUP, WITHDRAWN_TTL_S, Keys, partition_of
 
 log = structlog.get_logger(__name__)
@@ -70,9 +70,7 @@ class RedisSubmitter:
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(NotReady("shutting down"))
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         with contextlib.suppress(*GONE):
             await self._client.delete(self._keys.results(self._api))
             await self._client.zrem(self._keys.apis, self._api)
@@ -135,6 +133,10 @@ class RedisSubmitter:
             put.add_done_callback(lambda done: self._withdraw_late(jobs, done))
             raise
         except GONE as error:
+            if is_full(error):
+                raise QueueFull(
+                    "the memory of Redis is full", retry_after_s=self._retry_after_s(), details={}
+                ) from error
             self._mark_down(error)
             raise QueueUnreachable("Redis does not answer; try again") from error
         if status == b"late":

@@ -444,6 +444,41 @@ async def test_more_than_the_queue_holds_is_refused_and_changes_nothing(
     assert client.xlen(keys.queue(partition_of("b"))) == 0
 
 
+@pytest.fixture
+def full(client: redis.Redis) -> Iterator[Callable[[], None]]:
+    """Call it, and Redis has no memory left."""
+
+    def fill() -> None:
+        client.config_set("maxmemory", 1)
+
+    yield fill
+    client.config_set("maxmemory", 0)
+
+
+async def test_a_full_redis_takes_no_more_jobs_and_is_emptied(
+    submitter: RedisSubmitter,
+    worker: Callable[..., Worker],
+    client: redis.Redis,
+    keys: Keys,
+    full: Callable[[], None],
+) -> None:
+    only = worker()
+    put(client, keys, job("a"), job("b"))
+    full()
+    with pytest.raises(QueueFull):
+        await submitter.ask([job("c")], timeout_s=5)
+    tokens = [only.leases.token(name) for name in ("a", "b")]
+    await asyncio.sleep(3 * LEASE_S)
+    assert [only.leases.token(name) for name in ("a", "b")] == tokens  # they go on being renewed
+    for _ in range(2):
+        (taken,) = await asyncio.to_thread(only.take)
+        assert isinstance(taken, RetrieveJob)
+        data = state(only.queue, taken.key.stream, b"S")
+        only.queue.settle(Settlement(results=[(taken, {})], state=data))
+    assert client.get(keys.waiting) == b"0"
+    assert sorted(only.states.names()) == ["a", "b"]
+
+
 async def test_a_client_that_leaves_takes_its_job_along(
     submitter: RedisSubmitter, client: redis.Redis, keys: Keys, worker: Callable[..., Worker]
 ) -> None:
