@@ -22,6 +22,9 @@ log = structlog.get_logger(__name__)
 
 _READ_COUNT = 64
 _READ_BLOCK_MS = 1000
+_MOST_READ = 64
+_MOST_READ_BYTES = 1 << 20
+"""Results that have been read are deleted once so many have gathered, or nothing comes: not each by itself."""
 _RETRY_S = 0.25
 _RATE_SMOOTHING = 0.2
 _LONGEST_RETRY_S = 60.0
@@ -185,6 +188,8 @@ class RedisSubmitter:
     async def _read_results(self) -> None:
         key = self._keys.results(self._api)
         last: bytes | str = "0-0"
+        read: list[bytes] = []
+        read_bytes = 0
         while True:
             try:
                 reply: Any = await self._reader.xread({key: last}, count=_READ_COUNT, block=_READ_BLOCK_MS)
@@ -195,9 +200,12 @@ class RedisSubmitter:
             entries = _entries(reply)
             for entry, fields in entries:
                 last = entry
+                read.append(entry)
+                read_bytes += len(fields[b"reply"])
                 self._hand_out(fields)
-            if entries:
-                self._spawn(self._forget(key, [entry for entry, _ in entries]))
+            if len(read) >= _MOST_READ or read_bytes >= _MOST_READ_BYTES or (read and not entries):
+                self._spawn(self._forget(key, read))
+                read, read_bytes = [], 0
 
     def _hand_out(self, fields: dict[bytes, bytes]) -> None:
         future = self._pending.pop(fields[b"job"].decode(), None)
