@@ -24,7 +24,7 @@ _READ_COUNT = 64
 _READ_BLOCK_MS = 1000
 _MOST_READ = 64
 _MOST_READ_BYTES = 1 << 20
-"""Results that have been read are deleted once so many have gathered, or nothing comes: not each by itself."""
+"""Results that were read are deleted once so many have gathered, or nothing comes: not each by itself."""
 _RETRY_S = 0.25
 _RATE_SMOOTHING = 0.2
 _LONGEST_RETRY_S = 60.0
