@@ -1,0 +1,131 @@
+"""Answered queries on their way to a batch: turns, limits, and what the store is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from adapters.registry import make_method
+from service.gathering import Gatherings, GatherLimits
+from service.messages import Query, RetrieveJob, TrackKey
+from service.streams import Gathering, Stream, Track
+from tests.toy import ToyEncoder
+
+ENCODER = ToyEncoder()
+METHOD = make_method("tcr", {})
+
+
+def job(*texts: str) -> RetrieveJob:
+    key = TrackKey("s", "g", "text", "image")
+    return RetrieveJob(key, "async", tuple(Query(text=text) for text in texts), 1)
+
+
+def pair(name: str = "s") -> tuple[Stream, Track]:
+    source = ENCODER.towers["text"].parameters
+    state = METHOD.initial_state(fingerprint=ENCODER.fingerprint, parameters=source)
+    track = Track("g", "text->image", state)
+    return Stream(name, "tcr", {}, METHOD, 0.0, 0.0, tracks={track.name: track}), track
+
+
+def gatherings(**limits: Any) -> tuple[Gatherings, list[int]]:
+    shed: list[int] = []
+    values = {"batch_size": 3, "min_items": 2, "max_age_s": 1e9, "capacity_items": 6, "total_items": 100}
+    made = Gatherings(GatherLimits(**{**values, **limits}), on_shed=lambda stream, count: shed.append(count))
+    return made, shed
+
+
+def always(stream: Stream, track: Track) -> bool:
+    return True
+
+
+def words(queries: Any) -> list[str]:
+    return [query.text for query in queries]
+
+
+def test_a_batch_takes_the_oldest_queries_and_may_split_a_job() -> None:
+    made, _ = gatherings()
+    stream, track = pair()
+    first, second = job("a", "b"), job("c", "d", "e")
+    made.join(stream, track, [first])
+    assert made.next_batch(is_current=always) is None
+    made.join(stream, track, [second])
+    batch = made.next_batch(is_current=always)
+    assert batch is not None
+    assert (words(batch.queries), batch.id) == (["a", "b", "c"], f"{first.id}+0")
+    assert made.learned(batch).drop == 1
+    assert track.gathered.stored_used == 1
+    made.join(stream, track, [job("f")])
+    batch = made.next_batch(is_current=always)
+    assert batch is not None
+    assert (words(batch.queries), batch.id) == (["d", "e", "f"], f"{second.id}+1")
+    assert made.learned(batch).drop == 2
+    assert (len(track.gathered), track.gathered.stored_used) == (0, 0)
+
+
+def test_a_gathering_goes_on_where_it_was_stored() -> None:
+    resumed = Gathering.resumed([job("a", "b", "c"), job("d")], used=2)
+    assert len(resumed) == 2
+    assert words(resumed.take(5)) == ["c", "d"]
+    assert resumed.let_go() == 2
+    assert len(Gathering.resumed([], used=4)) == 0
+    assert len(Gathering.resumed([job("a")], used=9)) == 0
+
+
+def test_queries_beyond_the_capacity_leave_unlearned() -> None:
+    made, shed = gatherings(batch_size=6, capacity_items=6)
+    stream, track = pair()
+    writes = [made.join(stream, track, [job(*"abc")]), made.join(stream, track, [job(*"defg")])]
+    assert [(write.drop, len(write.join)) for write in writes] == [(0, 1), (0, 1)]
+    assert (shed, track.shed, len(track.gathered), track.gathered.used) == ([1], 1, 6, 1)
+
+
+def test_what_is_being_learned_from_leaves_the_store_only_when_that_is_stored() -> None:
+    made, _ = gatherings(capacity_items=3)
+    stream, track = pair()
+    made.join(stream, track, [job(*"abc")])
+    batch = made.next_batch(is_current=always)
+    assert batch is not None
+    write = made.join(stream, track, [job(*"defg")])  # one too many, while a, b, c are learned from
+    assert write.drop == 0
+    assert made.learned(batch).drop == 1
+    assert (words(track.gathered.jobs[0].queries), track.gathered.stored_used) == (["d", "e", "f", "g"], 1)
+
+
+def test_streams_take_turns() -> None:
+    made, _ = gatherings()
+    one, other = pair("one"), pair("other")
+    made.join(*one, [job(*"aaaaaa")])
+    made.join(*other, [job(*"bbb")])
+    order = []
+    while (batch := made.next_batch(is_current=always)) is not None:
+        order.append(batch.stream.name)
+        made.learned(batch)
+    assert order == ["one", "other", "one"]
+
+
+def test_when_all_together_hold_too_much_the_next_in_turn_leaves() -> None:
+    made, shed = gatherings(total_items=8, capacity_items=6)
+    pairs = [pair("a"), pair("b")]
+    for stream, track in pairs:
+        made.join(stream, track, [job(*"vwxyz")])
+    overflow = made.overflow(is_current=always)
+    assert overflow is not None
+    assert (overflow[0].name, overflow[1].drop, shed) == ("a", 1, [5])
+    assert made.overflow(is_current=always) is None
+
+
+def test_a_stream_that_is_gone_is_forgotten() -> None:
+    made, _ = gatherings()
+    stream, track = pair()
+    made.join(stream, track, [job(*"abc")])
+    assert made.next_batch(is_current=lambda stream, track: False) is None
+    assert len(made) == 0
+
+
+@pytest.mark.parametrize(("count", "idle"), [(3, 0.0), (2, 5.0), (1, 5.0)])
+def test_the_worker_sleeps_until_a_gathering_is_due(count: int, idle: float) -> None:
+    made, _ = gatherings()
+    made.join(*pair(), [job(*"x" * count)])
+    assert made.idle_for_s(5.0) == idle
+    assert made.due() == (count >= 3)
