@@ -448,7 +448,7 @@ class StreamStore:
         if not stream.dirty and not always:
             return None
         stream.dirty = False
-        self._measure(stream)
+        self.measure(stream)
         data = pack_stream(stream, kind="stream")
         card = stream.describe()
         return StateWrite(name, stream.token, data, card, pinned=stream.pinned, ungathered=ungathered)
@@ -461,7 +461,7 @@ class StreamStore:
 
     def save(self, stream: Stream) -> None:
         self._states.save(stream.name, pack_stream(stream, kind="stream"))
-        self._measure(stream)
+        self.measure(stream)
         stream.dirty = False
 
     def save_dirty(self) -> None:
@@ -478,7 +478,7 @@ class StreamStore:
     def _hold(self, stream: Stream) -> Stream:
         if stream.name not in self._held:
             self._held[stream.name] = stream
-            self._measure(stream)
+            self.measure(stream)
         self._held.move_to_end(stream.name)
         if len(self._held) > self._max_in_memory or self._bytes > self._max_bytes:
             self._make_room(stream)
@@ -499,7 +499,8 @@ class StreamStore:
             self._drop(oldest.name)
             self._on_eviction()
 
-    def _measure(self, stream: Stream) -> None:
+    def measure(self, stream: Stream) -> None:
+        """Take note of how large the stream's states are now."""
         size = stream.byte_size()
         self._bytes += size - self._sizes.get(stream.name, 0)
         self._sizes[stream.name] = size

@@ -485,6 +485,7 @@ class Worker:
             return False
         track.commit(outcome)
         stream.dirty = True
+        self._streams.measure(stream)
         self._metrics.count_adaptation(stream.method_name, outcome.status, queries)
         self._metrics.observe_drift(
             method=stream.method_name,

@@ -676,3 +676,64 @@ async def test_a_crafted_state_is_refused() -> None:
         check(likeness=torch.zeros(3), **rows)
     with pytest.raises(StateMismatch):
         check(anything=torch.zeros(3))
+
+
+async def test_a_batch_that_waited_long_is_answered_without_adapting(
+    settings: Callable[..., Settings],
+) -> None:
+    async with running_engine(settings(shed_from_wait_share=1e-9), encoder=ToyEncoder()) as engine:
+        await fill(engine)
+        answer = await ask(engine, pictures(16), adapt="sync", stream="s")
+        adaptation = answer.parts[0].adaptation
+        assert (adaptation.status, adaptation.state_version) == ("skipped", 0)
+        assert "overloaded" in adaptation.reason
+        assert len(answer.hits) == 16
+
+
+async def test_under_pressure_answers_come_first_and_adaptation_resumes_after(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_engine(settings(), encoder=ToyEncoder()) as engine:
+        await fill(engine)
+        pressure = 0.9
+        monkeypatch.setattr(engine._backend.queue, "pressure", lambda: pressure)  # type: ignore[union-attr]
+        answer = await ask(engine, pictures(16), adapt="sync", stream="s")
+        assert answer.parts[0].adaptation.status == "skipped"
+        queued = await ask(engine, pictures(16), adapt="async", stream="s")
+        assert queued.parts[0].adaptation.status == "queued"
+        assert (await engine.describe_stream("s"))["version"] == 0
+        pressure = 0.1
+        await settled_version(engine, "s", 1)  # what was gathered meanwhile is learned from
+        answer = await ask(engine, pictures(16), adapt="sync", stream="s")
+        assert answer.parts[0].adaptation.status == "applying"
+
+
+async def test_a_pinned_stream_stays_in_memory(settings: Callable[..., Settings]) -> None:
+    async with running_engine(settings(max_streams=2), encoder=ToyEncoder()) as engine:
+        await fill(engine)
+        assert (await engine.configure_stream("kept", pinned=True))["pinned"] is True
+        for n in range(6):
+            await ask(engine, texts(1), stream=f"s{n}")
+        held = {stream.name for stream in engine._backend.streams.held()}  # type: ignore[union-attr]
+        assert "kept" in held
+        assert len(held) == 2
+        assert (await engine.configure_stream("kept", pinned=False))["pinned"] is False
+        for n in range(6):
+            await ask(engine, texts(1), stream=f"s{n}")
+        held = {stream.name for stream in engine._backend.streams.held()}  # type: ignore[union-attr]
+        assert "kept" not in held
+
+
+async def test_states_in_memory_stay_below_their_bytes(settings: Callable[..., Settings]) -> None:
+    async with running_engine(settings(max_stream_memory_mib=1), encoder=ToyEncoder()) as engine:
+        await fill(engine)
+        for n in range(3):
+            await ask(engine, pictures(16), adapt="sync", stream=f"s{n}")
+            await engine.create_snapshot(f"s{n}", "saved")
+        streams = engine._backend.streams  # type: ignore[union-attr]
+        assert streams.byte_size() < 1 << 20
+        assert streams.count() == 3
+        streams._max_bytes = 1
+        await ask(engine, texts(1), stream="last")
+        assert streams.count() == 1
+        assert (await engine.describe_stream("s1"))["version"] == 1
