@@ -408,11 +408,11 @@ class Worker:
             guard=track.guard,
             canaries=self._canaries.check(track.gallery, track.query_modality, track.target),
         )
-        if self._commit(stream, track, outcome, len(batch.queries)):
-            state = self._streams.write(stream.name)
-            self._queue.settle(Settlement(results=answered, finished=batch.jobs, state=state))
-        else:
-            self._queue.settle(Settlement(results=answered, finished=batch.jobs))
+        if not self._commit(stream, track, outcome, len(batch.queries)):
+            # Control jobs of the stream wait for this task: it can only have gone to another worker.
+            raise LostOwnership(f"stream {stream.name!r} is another worker's now")
+        state = self._streams.write(stream.name)
+        self._queue.settle(Settlement(results=answered, finished=batch.jobs, state=state))
 
     def _encoded(self, batch: _Batch, times: StageTimes) -> dict[str, Any]:
         """The pipeline's arguments for a batch of texts or pictures."""

@@ -346,6 +346,10 @@ class RedisQueue:
         return keys, arguments
 
     def _call(self, script: str, lease: Lease, **what: Any) -> Any:
+        if not self._leases.holds(lease):
+            # Given up here, it may still stand in Redis. But streams loaded under it have left memory, and
+            # without the state that belongs to it a job must not be finished.
+            raise LostOwnership(f"partition {lease.partition} was given up")
         try:
             reply = getattr(self._scripts, script)(**what)
         except GONE as error:
