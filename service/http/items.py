@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from anyio import CapacityLimiter
@@ -20,15 +20,7 @@ async def decode_items(
     items: Sequence[ItemBody], settings: Settings, engine: Engine, threads: CapacityLimiter
 ) -> list[NewItem]:
     """Pictures to pixels, embeddings to checked vectors. Raises TooLarge, Refusal; names the item."""
-    check_count(len(items), settings)
-    for i, item in enumerate(items):
-        if item.text is not None:
-            check_text(f"items[{i}].text", item.text, settings)
-    sources = [
-        ImageSource(f"items[{i}].image", item.image) for i, item in enumerate(items) if item.image is not None
-    ]
-    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-    decoded = iter(await decode_all(sources, engine.image_spec, limits, threads))
+    decoded = await _pictures("items", items, settings, engine, threads)
     return [
         NewItem(
             id=item.id,
@@ -45,21 +37,30 @@ async def decode_canaries(
     canaries: Sequence[CanaryBody], settings: Settings, engine: Engine, threads: CapacityLimiter
 ) -> list[Canary]:
     """Pictures to pixels. Raises TooLarge, Refusal; names the canary."""
-    check_count(len(canaries), settings)
-    for i, canary in enumerate(canaries):
-        if canary.text is not None:
-            check_text(f"canaries[{i}].text", canary.text, settings)
-    sources = [
-        ImageSource(f"canaries[{i}].image", canary.image)
-        for i, canary in enumerate(canaries)
-        if canary.image is not None
-    ]
-    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-    decoded = iter(await decode_all(sources, engine.image_spec, limits, threads))
+    decoded = await _pictures("canaries", canaries, settings, engine, threads)
     return [
         Canary(Query(text=canary.text, pixels=None if canary.image is None else next(decoded)), canary.answer)
         for canary in canaries
     ]
+
+
+async def _pictures(
+    field: str,
+    sent: Sequence[ItemBody | CanaryBody],
+    settings: Settings,
+    engine: Engine,
+    threads: CapacityLimiter,
+) -> Iterator[np.ndarray]:
+    """The pixels of those that have a picture, in order, once numbers and lengths are checked."""
+    check_count(len(sent), settings)
+    for i, one in enumerate(sent):
+        if one.text is not None:
+            check_text(f"{field}[{i}].text", one.text, settings)
+    sources = [
+        ImageSource(f"{field}[{i}].image", one.image) for i, one in enumerate(sent) if one.image is not None
+    ]
+    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+    return iter(await decode_all(sources, engine.image_spec, limits, threads))
 
 
 def check_count(count: int, settings: Settings) -> None:

@@ -77,6 +77,12 @@ class Worker:
             found += batch
         return found
 
+    def lose_and_regain(self) -> None:
+        """As when the connection breaks for a moment: all leases are gained anew."""
+        old = self.leases.token("a")
+        self.leases.in_doubt()
+        eventually(lambda: self.leases.token("a") not in (None, old))
+
     def leave(self) -> None:
         self.queue.close()
         self.leases.stop()
@@ -208,8 +214,7 @@ def test_a_lease_gained_anew_does_not_cover_what_was_read_under_the_old_one(
     put(client, keys, job())
     taken = only.take()
     old = only.leases.token("a")
-    only.leases.in_doubt()  # the connection broke for a moment
-    eventually(lambda: only.leases.token("a") not in (None, old))
+    only.lose_and_regain()
     with pytest.raises(LostOwnership):
         only.queue.settle(
             Settlement(results=[(taken[0], {})], state=StateWrite("a", old, b"stale", {"name": "a"}))
@@ -228,8 +233,7 @@ def test_a_new_state_does_not_cover_jobs_delivered_under_the_old_lease(
     put(client, keys, job())
     taken = only.take()
     old = only.leases.token("a")
-    only.leases.in_doubt()
-    eventually(lambda: only.leases.token("a") not in (None, old))
+    only.lose_and_regain()
     for _ in range(2):
         with pytest.raises(LostOwnership):
             only.queue.settle(Settlement(finished=taken, state=state(only.queue, "a", b"mixed")))
