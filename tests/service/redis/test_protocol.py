@@ -232,7 +232,6 @@ def test_a_new_state_does_not_cover_jobs_delivered_under_the_old_lease(
     only = worker("w1")
     put(client, keys, job())
     taken = only.take()
-    old = only.leases.token("a")
     only.lose_and_regain()
     for _ in range(2):
         with pytest.raises(LostOwnership):
