@@ -63,7 +63,7 @@ class GuardSettings(BaseModel):
     max_source_likeness_rise: float = Field(0.01, gt=0, le=8, description="SI, adapted minus source.")
     max_modality_gap_rise: float = Field(0.005, gt=0, le=2, description="Modality gap, adapted minus source.")
     max_similarity_fall: float = Field(
-        0.012, gt=0, le=2, description="Mean cosine of a query with its nearest item, source minus adapted."
+        0.015, gt=0, le=2, description="Mean cosine of a query with its nearest item, source minus adapted."
     )
     max_update: float = Field(
         0.02,
