@@ -393,9 +393,9 @@ class StreamClient:
 
 async def replay(
     engine: Engine, stream: str, history: Sequence[Deed], on_deed: Callable[[], None] = lambda: None
-) -> list[bool]:
-    """Do to an engine in this process what the stream went through. -> whether each check is bit-equal."""
-    checks: list[bool] = []
+) -> list[str]:
+    """Do to an engine in this process what the stream went through. -> what each check differs in."""
+    checks: list[str] = []
     name = ""
     for deed in history:
         if deed.action in ("sync", "gather"):
@@ -408,7 +408,7 @@ async def replay(
         elif deed.action == "restore":
             await engine.restore_snapshot(stream, deed.name)
         else:
-            checks.append(same_states(deed.state, await engine.export_snapshot(stream, name)))
+            checks.append(difference(deed.state, await engine.export_snapshot(stream, name)))
         on_deed()
     return checks
 
@@ -427,29 +427,43 @@ async def _batches(engine: Engine, stream: str) -> int:
     return described.get(stream, 0)
 
 
-def same_states(one: bytes, other: bytes) -> bool:
-    """Whether two packed streams hold the same, bit by bit. Of the ids of batches only the number counts."""
-    ours, theirs = unpack_states(one)[0], unpack_states(other)[0]
-    return ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key]) for key in ours)
+def difference(one: bytes, other: bytes) -> str:
+    """What two packed streams differ in, bit by bit; of the ids of batches only the number counts."""
+    ours, theirs = _touched(one), _touched(other)
+    if ours.keys() != theirs.keys():
+        return f"tracks {sorted(ours)}, undisturbed {sorted(theirs)}"
+    return "; ".join(filter(None, (_difference(ours[key], theirs[key]) for key in ours)))
 
 
-def _same(one: AdaptationState, other: AdaptationState) -> bool:
-    groups = (
-        (one.parameters, other.parameters),
-        (one.optimizer.steps, other.optimizer.steps),
-        (one.optimizer.exp_avg, other.optimizer.exp_avg),
-        (one.optimizer.exp_avg_sq, other.optimizer.exp_avg_sq),
-        (one.tensors, other.tensors),
-    )
-    return (
-        (one.version, one.batches, one.numbers) == (other.version, other.batches, other.numbers)
-        and len(set(one.applied_batches)) == len(one.applied_batches) == len(other.applied_batches)
-        and all(
-            ours.keys() == theirs.keys()
-            and all(torch.equal(_bits(ours[name]), _bits(theirs[name])) for name in ours)
-            for ours, theirs in groups
+def _touched(packed: bytes) -> dict[str, AdaptationState]:
+    """By track. One that has only gathered so far is there in one run and not yet in the other."""
+    return {key: state for key, state in unpack_states(packed)[0].items() if state.batches}
+
+
+def _difference(one: AdaptationState, other: AdaptationState) -> str:
+    found = [
+        f"{name} {ours}, undisturbed {theirs}"
+        for name, ours, theirs in (
+            ("version", one.version, other.version),
+            ("batches", one.batches, other.batches),
+            ("numbers", one.numbers, other.numbers),
+            ("batch ids", len(set(one.applied_batches)), len(other.applied_batches)),
         )
-    )
+        if ours != theirs
+    ]
+    for group in ("parameters", "steps", "exp_avg", "exp_avg_sq", "tensors"):
+        ours, theirs = _tensors(one, group), _tensors(other, group)
+        if ours.keys() != theirs.keys():
+            found.append(f"names of {group}")
+        else:
+            count = sum(not torch.equal(_bits(ours[name]), _bits(theirs[name])) for name in ours)
+            found += [f"{count} of {len(ours)} {group}"] if count else []
+    return ", ".join(found)
+
+
+def _tensors(state: AdaptationState, group: str) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = getattr(state, group, None) or getattr(state.optimizer, group, {})
+    return tensors
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

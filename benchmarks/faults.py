@@ -265,7 +265,7 @@ class Run:
     cycles: list[Cycle] = field(default_factory=list)
     moves: int = 0
     leftovers: dict[str, int] = field(default_factory=dict)
-    checks: dict[str, list[bool]] = field(default_factory=dict)
+    checks: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -314,9 +314,7 @@ def check_gatherings(running: Cluster, load: Load) -> None:
             )
 
 
-def compare(
-    running: Cluster, load: Load, on_deed: Callable[[], None] = lambda: None
-) -> dict[str, list[bool]]:
+def compare(running: Cluster, load: Load, on_deed: Callable[[], None] = lambda: None) -> dict[str, list[str]]:
     """Each stream's states against those of an undisturbed run, in their order."""
     with tempfile.TemporaryDirectory(prefix="attune-undisturbed-") as folder:
         shutil.copytree(running.data_folder / "galleries", Path(folder) / "galleries")
@@ -329,7 +327,7 @@ def compare(
         return asyncio.run(_replay_all(settings, load, on_deed))
 
 
-async def _replay_all(settings: Settings, load: Load, on_deed: Callable[[], None]) -> dict[str, list[bool]]:
+async def _replay_all(settings: Settings, load: Load, on_deed: Callable[[], None]) -> dict[str, list[str]]:
     async with running_engine(settings) as engine:
         return {
             client.name: await replay(engine, client.name, client.history, on_deed) for client in load.clients
@@ -372,7 +370,7 @@ def run(
         torch.set_num_threads(1)
         result.checks = compare(running, load, lambda: progress.advance(task))
         result.seconds = time.monotonic() - started
-        if load.tally.trouble or not all(all(equal) for equal in result.checks.values()):
+        if load.tally.trouble or any(any(found) for found in result.checks.values()):
             kept = Path(tempfile.mkdtemp(prefix="attune-faults-logs-"))
             for log in running.folder.glob("*.log"):
                 shutil.copy(log, kept)
@@ -382,7 +380,7 @@ def run(
 
 def report(result: Run, load: Load, *, seed: int, workers: int, apis: int) -> dict[str, Any]:
     tally = load.tally
-    states = [equal for checks in result.checks.values() for equal in checks]
+    states = [found for checks in result.checks.values() for found in checks]
     return {
         "seed": seed,
         "workers": workers,
@@ -405,9 +403,12 @@ def report(result: Run, load: Load, *, seed: int, workers: int, apis: int) -> di
         "trouble": tally.trouble,
         "leftovers": result.leftovers,
         "states_compared": len(states),
-        "states_equal": sum(states),
+        "states_equal": states.count(""),
         "states_unequal": {
-            name: checks.index(False) for name, checks in result.checks.items() if False in checks
+            f"{name}, check {number}": found
+            for name, checks in result.checks.items()
+            for number, found in enumerate(checks)
+            if found
         },
         "ownership_moves": result.moves,
         "recovery_s": recovery(result.cycles),
