@@ -70,6 +70,7 @@ class Load:
     def start(self) -> None:
         for client in self.clients:
             client.start()
+        until(lambda: all(client.answered_at for client in self.clients), RECOVERY_S)
 
     def finish(self) -> None:
         for client in self.clients:
@@ -88,9 +89,11 @@ class Fault:
 
     streams  those whose recovery counts, by name; empty: all
     after    what is left to do when they have recovered
+    at       time.monotonic() from which recovery counts
     """
 
     kind: str
+    at: float
     streams: frozenset[str] = frozenset()
     after: Callable[[], None] = lambda: None
 
@@ -125,17 +128,21 @@ class Chaos:
             "leases taken away": (3, self.take_leases),
         }
 
-    def next(self) -> Fault:
-        """Make a fault of a kind that can be made now."""
+    def make(self, kind: str | None = None) -> Fault:
+        """A fault of a kind, as soon as it can be made; without one, of a kind that can be made now."""
+        kinds = list(self._kinds)
         while True:
-            kinds = list(self._kinds)
-            (kind,) = self._rng.choices(kinds, [self._kinds[kind][0] for kind in kinds])
+            (chosen,) = [kind] if kind else self._rng.choices(kinds, [self._kinds[each][0] for each in kinds])
             with suppress(redis.RedisError, OSError):
-                fault = self._kinds[kind][1]()
+                fault = self._kinds[chosen][1]()
                 if fault is not None:
                     return fault
             self.tend()
             time.sleep(0.1)
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(self._kinds)
 
     def tend(self) -> None:
         """Start what is missing; clients use what is ready. Called often, never waits."""
@@ -159,7 +166,7 @@ class Chaos:
             return None
         added = self._cluster.start("worker")
         until(lambda: bool(self._cluster.partitions_of(added)) or not added.alive, RECOVERY_S)
-        return Fault("worker added", after=added.terminate)
+        return Fault("worker added", time.monotonic(), after=added.terminate)
 
     def pause_worker(self) -> Fault | None:
         """Paused until others own its streams, then woken: whatever it still writes is refused."""
@@ -167,6 +174,7 @@ class Chaos:
         if worker is None:
             return None
         owned, streams = self._cluster.partitions_of(worker), self._streams_of(worker)
+        at = time.monotonic()
         worker.pause()
         until(lambda: not (owned & self._cluster.partitions_of(worker)), RECOVERY_S)
 
@@ -176,53 +184,58 @@ class Chaos:
         # Half of the time it wakes as soon as its leases have run out, else when the others have gone on.
         if self._rng.random() < 0.5:
             wake()
-            return Fault("worker paused past its lease", streams)
-        return Fault("worker paused past its lease", streams, after=wake)
+            return Fault("worker paused past its lease", at, streams)
+        return Fault("worker paused past its lease", at, streams, after=wake)
 
     def kill_workers(self) -> Fault | None:
+        at = time.monotonic()
         for worker in self._cluster.workers:
             worker.kill()
-        return Fault("all workers killed")
+        return Fault("all workers killed", at)
 
     def kill_api(self) -> Fault | None:
         ready = [api for api in self._cluster.apis if api.ready]
         if len(ready) < 2:
             return None
+        at = time.monotonic()
         self._rng.choice(ready).kill()
-        return Fault("API killed")
+        return Fault("API killed", at)
 
     def kill_redis(self) -> Fault | None:
+        at = time.monotonic()
         self._cluster.redis.kill()
         time.sleep(self._rng.random() * 1.5)
         self._cluster.redis.start()
-        return Fault("Redis killed")
+        return Fault("Redis killed", at)
 
     def pause_redis(self) -> Fault | None:
+        at = time.monotonic()
         self._cluster.redis.pause()
         time.sleep(self._rng.random() * 3 * self._lease_s)
         self._cluster.redis.resume()
-        return Fault("Redis paused")
+        return Fault("Redis paused", at)
 
     def cut_connections(self) -> Fault | None:
         """Every command under way ends without its answer, whether it was executed or not."""
+        at = time.monotonic()
         with self._cluster.redis.client() as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        return Fault("connections cut")
+        return Fault("connections cut", at)
 
     def take_leases(self) -> Fault | None:
         """Deleted in the middle of the work: everything begun is delivered a second time, at once."""
-        keys = self._cluster.keys
+        at, keys = time.monotonic(), self._cluster.keys
         with self._cluster.redis.client() as client:
             client.delete(*self._rng.sample([keys.lease(p) for p in range(PARTITIONS)], PARTITIONS // 2))
-        return Fault("leases taken away")
+        return Fault("leases taken away", at)
 
     def _of_worker(self, kind: str, act: Callable[[Process], None]) -> Fault | None:
         worker = self._ready_worker()
         if worker is None:
             return None
-        streams = self._streams_of(worker)
+        streams, at = self._streams_of(worker), time.monotonic()
         act(worker)
-        return Fault(kind, streams)
+        return Fault(kind, at, streams)
 
     def _ready_worker(self) -> Process | None:
         """One of those that own partitions, if another does too."""
@@ -269,19 +282,19 @@ class Run:
     seconds: float = 0.0
 
 
-def run_cycle(chaos: Chaos, load: Load) -> Cycle:
+def run_cycle(chaos: Chaos, load: Load, kind: str | None = None) -> Cycle:
     """One fault, and the wait for an answer to every stream that it touches."""
     started = time.monotonic()
-    fault = chaos.next()
+    fault = chaos.make(kind)
     waiting = {
         client.name: client for client in load.clients if not fault.streams or client.name in fault.streams
     }
     recovery_s: list[float] = []
-    while waiting and time.monotonic() - started < RECOVERY_S:
+    while waiting and time.monotonic() - fault.at < RECOVERY_S:
         chaos.tend()
         for client in list(waiting.values()):
-            if client.succeeded_at > started:
-                recovery_s.append(client.answered_at - started)
+            if client.succeeded_at > fault.at:
+                recovery_s.append(client.answered_at - fault.at)
                 del waiting[client.name]
         time.sleep(0.02)
     fault.after()
