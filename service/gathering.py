@@ -10,6 +10,8 @@ from service.messages import Query, RetrieveJob
 from service.queue.base import GatherWrite
 from service.streams import Stream, Track
 
+_SWEEP_S = 5.0
+
 
 @dataclass(frozen=True)
 class GatherLimits:
@@ -33,33 +35,39 @@ class GatheredBatch:
 
 
 class Gatherings:
-    """The tracks of all streams that hold gathered queries, the one whose turn is next first."""
+    """The tracks of all streams that hold gathered queries, the one whose turn is next first.
+
+    There may be thousands, of which most hold too few to be learned from; so what is done for every batch
+    looks only at those that hold enough, and at the first of all.
+    """
 
     def __init__(self, limits: GatherLimits, *, on_shed: Callable[[Stream, int], None]) -> None:
         self._limits = limits
         self._on_shed = on_shed
         self._tracks: dict[tuple[str, str], tuple[Stream, Track]] = {}
+        self._enough: dict[tuple[str, str], tuple[Stream, Track]] = {}
+        self._counts: dict[tuple[str, str], int] = {}
+        self._total = 0
+        self._swept_at = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._tracks)
 
     def due(self) -> int:
         """Tracks that hold a full batch. May be called from any thread."""
-        return sum(len(track.gathered) >= self._limits.batch_size for _, track in list(self._tracks.values()))
+        return sum(len(track.gathered) >= self._limits.batch_size for _, track in list(self._enough.values()))
 
     def watch(self, stream: Stream) -> None:
         """Take note of what the stream's tracks hold already."""
         for track in stream.tracks.values():
-            if len(track.gathered):
-                key = (stream.name, track.name)
-                if self._tracks.get(key, (None, None))[1] is not track:  # else it keeps its turn
-                    self._tracks[key] = (stream, track)
+            if self._tracks.get((stream.name, track.name), (None, None))[1] is not track:
+                self._note(stream, track)  # else it keeps its turn
 
     def join(self, stream: Stream, track: Track, jobs: Sequence[RetrieveJob]) -> GatherWrite:
         """Answered jobs join the track's gathering; beyond its capacity its oldest queries leave."""
         track.gathered.join(jobs)
-        self._tracks[stream.name, track.name] = (stream, track)
         self._shed(stream, track, len(track.gathered) - self._limits.capacity_items)
+        self._note(stream, track)
         return self._write(stream, track, join=tuple(jobs))
 
     def _write(self, stream: Stream, track: Track, join: Sequence[RetrieveJob] = ()) -> GatherWrite:
@@ -74,26 +82,22 @@ class Gatherings:
 
     def overflow(self, *, is_current: Callable[[Stream, Track], bool]) -> tuple[Stream, GatherWrite] | None:
         """If all gatherings together hold too much: the one whose turn is next leaves unlearned."""
-        limits = self._limits
-        if len(self._tracks) * limits.capacity_items <= limits.total_items:
-            return None
-        for key, pair in list(self._tracks.items()):
-            if not is_current(*pair):
-                del self._tracks[key]
-        if sum(len(track.gathered) for _, track in self._tracks.values()) <= limits.total_items:
-            return None
-        stream, track = self._tracks.pop(next(iter(self._tracks)))
-        self._shed(stream, track, len(track.gathered))
-        return stream, self._write(stream, track)
+        while self._total > self._limits.total_items:
+            self._sweep(is_current)
+            key, (stream, track) = next(iter(self._tracks.items()))
+            self._forget(key)
+            if is_current(stream, track):
+                self._shed(stream, track, len(track.gathered))
+                return stream, self._write(stream, track)
+        return None
 
     def idle_for_s(self, longest_s: float) -> float:
         """Seconds until the next gathering falls due, at most `longest_s`."""
         now = time.monotonic()
-        for _, track in self._tracks.values():
+        for _, track in self._enough.values():
             if len(track.gathered) >= self._limits.batch_size:
                 return 0.0
-            if len(track.gathered) >= self._limits.min_items:
-                longest_s = min(longest_s, track.gathered.since + self._limits.max_age_s - now)
+            longest_s = min(longest_s, track.gathered.since + self._limits.max_age_s - now)
         return max(longest_s, 0.0)
 
     def next_batch(
@@ -102,22 +106,49 @@ class Gatherings:
         """The queries of the first gathering that is full, or old enough and not too small."""
         limits = self._limits
         now = time.monotonic()
-        for key, (stream, track) in list(self._tracks.items()):
-            if not is_current(stream, track) or not len(track.gathered):
-                del self._tracks[key]
+        self._sweep(is_current)
+        for key, (stream, track) in list(self._enough.items()):
+            if not is_current(stream, track):
+                self._forget(key)
                 continue
-            count = len(track.gathered)
             old = everything or now - track.gathered.since >= limits.max_age_s
-            if count < limits.batch_size and not (old and count >= limits.min_items):
+            if len(track.gathered) < limits.batch_size and not old:
                 continue
             first, used = track.gathered.jobs[0].id, track.gathered.used
             queries = track.gathered.take(limits.batch_size)
             track.gathered.learning = True
-            del self._tracks[key]
-            if len(track.gathered):  # to the back: other streams have their turn
-                self._tracks[key] = (stream, track)
+            self._forget(key)
+            self._note(stream, track)  # to the back: other streams have their turn
             return GatheredBatch(stream, track, queries, f"{first}+{used}")
         return None
+
+    def _note(self, stream: Stream, track: Track) -> None:
+        """Take note of how much the track holds now. It keeps its turn if it has one."""
+        key, count, limits = (stream.name, track.name), len(track.gathered), self._limits
+        if not count:
+            self._forget(key)
+            return
+        self._total += count - self._counts.get(key, 0)
+        self._counts[key] = count
+        self._tracks[key] = (stream, track)
+        if count >= min(limits.min_items, limits.batch_size):
+            self._enough[key] = (stream, track)
+        else:
+            self._enough.pop(key, None)
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        self._tracks.pop(key, None)
+        self._enough.pop(key, None)
+        self._total -= self._counts.pop(key, 0)
+
+    def _sweep(self, is_current: Callable[[Stream, Track], bool]) -> None:
+        """Now and then forget all tracks of streams that were deleted, reset, evicted or lost."""
+        if time.monotonic() - self._swept_at < _SWEEP_S:
+            return
+        for key, pair in list(self._tracks.items()):
+            if not is_current(*pair):
+                self._forget(key)
+        self._swept_at = time.monotonic()
 
     def _shed(self, stream: Stream, track: Track, surplus: int) -> None:
         if surplus <= 0:

@@ -28,8 +28,8 @@ class StateStore(Protocol):
     def load(self, name: str) -> bytes | None:
         """The stored stream; None if there is none."""
 
-    def card(self, name: str) -> dict[str, Any] | None:
-        """The stored stream's description, without its tensors."""
+    def cards(self, names: Sequence[str]) -> list[dict[str, Any] | None]:
+        """Each stored stream's description, without its tensors; None if there is none."""
 
     def gathered(self, name: str) -> Mapping[str, Sequence[RetrieveJob]]:
         """Answered jobs that wait for a full batch, by track, oldest first."""
@@ -61,7 +61,10 @@ class FileStates:
         path = self._path(name)
         return path.read_bytes() if path.is_file() else None
 
-    def card(self, name: str) -> dict[str, Any] | None:
+    def cards(self, names: Sequence[str]) -> list[dict[str, Any] | None]:
+        return [self._card(name) for name in names]
+
+    def _card(self, name: str) -> dict[str, Any] | None:
         with suppress(OSError, StateFileError), self._path(name).open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             file.seek(0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -34,6 +34,9 @@ from service.queue.base import StateWrite
 from service.states import StateStore
 
 log = structlog.get_logger(__name__)
+
+_SLICE = 100
+"""Streams that are described at a time."""
 
 _GOOD = "good:"
 """Before a track's name, in a file: the last good state of its guard."""
@@ -240,6 +243,7 @@ class StreamStore:
         self._bytes = 0
         self._ungathered: dict[str, list[str]] = {}
         self._deleted: set[str] = set()
+        self._unsaved: deque[Stream] = deque()
         self._on_eviction = on_eviction
 
     @property
@@ -252,13 +256,27 @@ class StreamStore:
     def names(self) -> list[str]:
         return sorted({*self._states.names(), *(stream.name for stream in self.held())})
 
-    def describe_all(self) -> list[dict[str, Any]]:
-        """Every stream, by name; of those not in memory what was stored of them."""
-        current = {stream.name: stream for stream in self.held()}
-        found = (
-            current[name].describe() if name in current else self._states.card(name) for name in self.names()
-        )
-        return [card for card in found if card is not None]
+    def describe_all(self) -> Generator[None, None, list[dict[str, Any]]]:
+        """Every stream, by name; of those not in memory what was stored of them.
+
+        In slices, because there may be thousands.
+        """
+        names = self.names()
+        found: list[dict[str, Any]] = []
+        for start in range(0, len(names), _SLICE):
+            found += self._describe(names[start : start + _SLICE])
+            yield
+        return found
+
+    def _describe(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        cards = {name: held.describe() for name in names if (held := self._current(name)) is not None}
+        stored = [name for name in names if name not in cards]
+        cards |= {
+            name: card
+            for name, card in zip(stored, self._states.cards(stored), strict=True)
+            if card is not None
+        }
+        return [cards[name] for name in names if name in cards]
 
     def find(self, name: str) -> Stream:
         """The stream, from memory or the store. Raises NotFound."""
@@ -464,16 +482,33 @@ class StreamStore:
         self.measure(stream)
         stream.dirty = False
 
-    def save_dirty(self) -> None:
-        """Save what changed. A stream that cannot be saved stays dirty and is tried again."""
+    @property
+    def saving(self) -> bool:
+        """Whether `save_dirty` had no time for all and is to go on."""
+        return bool(self._unsaved)
+
+    def save_dirty(self, *, for_s: float | None = None) -> None:
+        """Save what changed; with `for_s` only for about so long, where it left off.
+
+        A stream that cannot be saved stays dirty and is tried again.
+        """
         if self._states.deferred:
             return
-        for stream in self.held():
-            if stream.dirty:
-                try:
-                    self.save(stream)
-                except StorageFailed as error:
-                    log.exception("stream_not_saved", stream=stream.name, why=str(error))
+        if for_s is None or not self._unsaved:
+            self._unsaved = deque(stream for stream in self.held() if stream.dirty)
+        until = None if for_s is None else time.monotonic() + for_s
+        while self._unsaved:
+            stream = self._unsaved.popleft()
+            if stream.dirty and self.is_current(stream):
+                self._try_to_save(stream)
+            if until is not None and time.monotonic() >= until:
+                return
+
+    def _try_to_save(self, stream: Stream) -> None:
+        try:
+            self.save(stream)
+        except StorageFailed as error:
+            log.exception("stream_not_saved", stream=stream.name, why=str(error))
 
     def _hold(self, stream: Stream) -> Stream:
         if stream.name not in self._held:
@@ -485,11 +520,7 @@ class StreamStore:
         return stream
 
     def _make_room(self, in_use: Stream) -> None:
-        for oldest in list(self._held.values()):
-            if len(self._held) <= self._max_in_memory and self._bytes <= self._max_bytes:
-                return
-            if oldest is in_use or oldest.pinned or oldest.adapting:
-                continue
+        for oldest in self._in_surplus(in_use):
             if oldest.dirty and not self._states.deferred:
                 try:
                     self.save(oldest)
@@ -498,6 +529,23 @@ class StreamStore:
                     return
             self._drop(oldest.name)
             self._on_eviction()
+
+    def _in_surplus(self, in_use: Stream) -> list[Stream]:
+        """Those that have to leave, the longest unused first."""
+        surplus: list[Stream] = []
+        staying: list[Stream] = []
+        streams, size = len(self._held), self._bytes
+        for oldest in self._held.values():
+            if streams <= self._max_in_memory and size <= self._max_bytes:
+                break
+            if oldest is in_use or oldest.pinned or oldest.adapting:
+                staying.append(oldest)
+                continue
+            surplus.append(oldest)
+            streams, size = streams - 1, size - self._sizes[oldest.name]
+        for stream in staying:  # so that not every new stream has to look past them again
+            self._held.move_to_end(stream.name)
+        return surplus
 
     def measure(self, stream: Stream) -> None:
         """Take note of how large the stream's states are now."""

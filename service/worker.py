@@ -57,6 +57,9 @@ from service.streams import Stream, StreamStore, Track
 log = structlog.get_logger(__name__)
 
 _IDLE_S = 1.0
+_SAVE_SLICE_S = 0.02
+_SLICED = frozenset({"list_streams"})
+"""Control jobs that take slices though they count no items."""
 _CLIENTS_MISTAKES = (ServiceError, GalleryError, AdapterError, EncoderError)
 """Errors that are part of an answer; anything else is a fault of ours and is logged with its traceback."""
 
@@ -176,15 +179,15 @@ class Worker:
             self._foreground = self._advance(self._foreground)
         elif self._background is not None:
             self._background = self._advance(self._background)
-        if time.monotonic() - self._saved_at > self._settings.state_save_interval_s:
-            self._streams.save_dirty()
+        if self._streams.saving or time.monotonic() - self._saved_at > self._settings.state_save_interval_s:
+            self._streams.save_dirty(for_s=_SAVE_SLICE_S)
             self._saved_at = time.monotonic()
 
     def _acceptable(self, job: Job) -> bool:
         stream = stream_of(job)
         if isinstance(job, ControlJob):
-            return not (
-                self._foreground is not None and (job.items or self._foreground.stream == stream is not None)
+            return self._foreground is None or not (
+                job.items or job.action in _SLICED or self._foreground.stream == stream is not None
             )
         if job.mode != "sync":
             return True
@@ -192,6 +195,8 @@ class Worker:
         return self._foreground is None and background_stream != stream
 
     def _idle_for_s(self) -> float:
+        if self._streams.saving:
+            return 0.0
         return _IDLE_S if self._overloaded() else self._gatherings.idle_for_s(_IDLE_S)
 
     def _overloaded(self) -> bool:

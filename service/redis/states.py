@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import redis
@@ -40,9 +40,12 @@ class RedisStates:
         data: bytes | None = self._ask("hget", self._keys.stream(name), "state")
         return data
 
-    def card(self, name: str) -> dict[str, Any] | None:
-        card = self._ask("hget", self._keys.stream(name), "card")
-        return None if card is None else json.loads(card)
+    def cards(self, names: Sequence[str]) -> list[dict[str, Any] | None]:
+        with self._client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hget(self._keys.stream(name), "card")
+            cards = self._checked(pipe.execute)
+        return [None if card is None else json.loads(card) for card in cards]
 
     def gathered(self, name: str) -> Mapping[str, Sequence[RetrieveJob]]:
         of_stream = f"[{name}/", f"({name}0"  # "0" follows "/": a partition may hold thousands of others
@@ -76,8 +79,11 @@ class RedisStates:
         return aside
 
     def _ask(self, command: str, *arguments: Any) -> Any:
+        return self._checked(getattr(self._client, command), *arguments)
+
+    def _checked(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return getattr(self._client, command)(*arguments)
+            return call(*arguments)
         except GONE as error:
             self._leases.in_doubt()
             raise QueueUnreachable(f"Redis does not answer: {error}") from error
