@@ -182,10 +182,7 @@ class Guard:
     def _with_rises(self, look: Look) -> Guard:
         if not look.finite or look.distance == 0.0:
             return self
-        rise = {
-            name: (_SIGNS[name] * (look.adapted[name] - look.frozen[name]), error)
-            for name, error in look.errors.items()
-        }
+        rise = {name: (_SIGNS[name] * rise, look.errors[name]) for name, rise in look.rises.items()}
         return replace(self, rises=(*self.rises, rise)[-self.settings.harm_window_batches :])
 
     def _harm(self, look: Look, canaries: CanaryCheck | None) -> _Concern | None:

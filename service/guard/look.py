@@ -29,7 +29,8 @@ class Look:
     queries    n, of the sample that everything here is measured on
     frozen     figures under the source model, by name (adapters.drift.sample_figures)
     adapted    the same queries under the stream's state
-    errors     standard errors of adapted minus source, of the figures that tell harm
+    rises      adapted minus source, of the figures that tell harm, each query with itself
+    errors     their standard errors
     agreement  share of the sample whose nearest item is the same under both
     distance   of the state's parameters from the source's, relative
     centre     mean of the sample's features under the source model, float64 [D]
@@ -39,6 +40,7 @@ class Look:
     queries: int
     frozen: Figures
     adapted: Figures
+    rises: Figures
     errors: Figures
     agreement: float
     distance: float
@@ -47,7 +49,11 @@ class Look:
 
     @property
     def finite(self) -> bool:
-        return bool(np.isfinite([self.distance, *self.adapted.values(), *self.errors.values()]).all())
+        return bool(
+            np.isfinite(
+                [self.distance, *self.adapted.values(), *self.rises.values(), *self.errors.values()]
+            ).all()
+        )
 
     @property
     def source_is_finite(self) -> bool:
@@ -74,21 +80,25 @@ def look_at(
     """
     queries, candidates = frozen[0].float(), frozen[1]
     source = sample_figures(queries, candidates, temperature=_TEMPERATURE)
-    stream, errors = source, {name: queries.new_zeros(()) for name in _COMPARED}
+    stream, rises = source, [queries.new_zeros(())] * (2 * len(_COMPARED))
     if adapted is not None:
         theirs = adapted[0].float()
         stream = sample_figures(theirs, adapted[1], temperature=_TEMPERATURE)
         ours, others = query_figures(queries, candidates), query_figures(theirs, adapted[1])
-        errors = {name: (others[name] - ours[name]).std() / len(queries) ** 0.5 for name in _COMPARED}
+        # Not the difference of the figures above: what they correct is the same in both, and adds noise.
+        apart = [others[name] - ours[name] for name in _COMPARED]
+        rises = [each.mean() for each in apart] + [each.std() / len(queries) ** 0.5 for each in apart]
     scalars = [figures[name] for figures in (source, stream) for name in FIGURES]
-    scalars += [*errors.values(), queries.var(0).sum()]
+    scalars += [*rises, queries.var(0).sum()]
     values = torch.cat([torch.stack(scalars), queries.mean(0)]).double().cpu().numpy()
-    count, centre = len(FIGURES), len(scalars)
+    count, centre, compared = len(FIGURES), len(scalars), len(_COMPARED)
+    risen = values[2 * count : centre - 1].tolist()
     return Look(
         queries=len(queries),
         frozen=dict(zip(FIGURES, values[:count].tolist(), strict=True)),
         adapted=dict(zip(FIGURES, values[count : 2 * count].tolist(), strict=True)),
-        errors=dict(zip(errors, values[2 * count : centre - 1].tolist(), strict=True)),
+        rises=dict(zip(_COMPARED, risen[:compared], strict=True)),
+        errors=dict(zip(_COMPARED, risen[compared:], strict=True)),
         agreement=agreement,
         distance=distance,
         centre=values[centre:],

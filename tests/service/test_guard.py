@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ def look(
         agreement=0.8,
         distance=distance,
         centre=centre + chance,
+        rises={name: rises.get(name, 0.0) for name in ("source_likeness", "modality_gap", "top1_similarity")},
         errors={"source_likeness": 0.004, "modality_gap": 0.001, "top1_similarity": 0.001},
         scatter=1.0,
     )
@@ -158,7 +160,7 @@ def test_a_stream_of_changing_topics_learns_that_its_batches_differ() -> None:
 def test_the_ratio_of_two_groups_is_computed_as_documented() -> None:
     """Centres 3 apart, scatter 1 each, 16 queries each: 9 / (1/16 + 1/16) = 72."""
     reference = Reference(np.zeros(2), 1.0, 16, 1, 1.0, {})
-    far = Look(16, {}, {}, {}, 1.0, 0.0, np.asarray([3.0, 0.0]), 1.0)
+    far = Look(16, {}, {}, {}, {}, 1.0, 0.0, np.asarray([3.0, 0.0]), 1.0)
     assert reference.ratio(far) == pytest.approx(72)
 
 
@@ -455,3 +457,9 @@ def _told(ruling: Ruling) -> tuple[Any, ...]:
 def _timeless(current: Guard) -> dict[str, Any]:
     plain = current.to_plain()
     return {**plain, "events": [{**event, "time": 0} for event in plain["events"]]}
+
+
+def test_the_manual_names_every_setting_with_its_default() -> None:
+    manual = (Path(__file__).resolve().parents[2] / "docs" / "guard.md").read_text()
+    for name, field in GuardSettings.model_fields.items():
+        assert f"| `{name}` | `{field.default}` | {field.description} |" in manual, name
