@@ -2,6 +2,7 @@
 
     python -m benchmarks.streams                      10,000 streams, embedded and with a Redis of its own
     python -m benchmarks.streams --streams 1000 --part redis
+    python -m benchmarks.streams --part memory        what one stream takes, with this encoder and with CLIP
 
 The demo encoder answers texts in this process, without HTTP. Every stream gets one query (asynchronous), then
 one small synchronous batch that it adapts on. Then the server starts again with room for a tenth of them.
@@ -33,6 +34,7 @@ from rich.table import Table
 
 from benchmarks.redis_server import redis_server
 from benchmarks.report import machine, make_console, versions
+from benchmarks.stream_memory import weigh_all
 from demo.scenes import scenes
 from service.engine import Engine, running_engine
 from service.http import logs
@@ -70,7 +72,7 @@ class Run:
         )
 
     async def measure(self) -> dict[str, Any]:
-        async with running_engine(self.settings(max_streams=len(self.names))) as engine:
+        async with running_engine(self.settings(max_streams=len(self.names) + 1)) as engine:
             await self._fill(engine)
             await self._use(engine)
         room = max(PINNED + 1, len(self.names) // 10)
@@ -197,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--probes", type=int, default=1000, help="queries of a phase that does not take every stream"
     )
-    made.add_argument("--part", choices=["embedded", "redis", "both"], default="both")
+    made.add_argument("--part", choices=["embedded", "redis", "memory", "all"], default="all")
     made.add_argument("--json", type=Path, help="write everything measured here")
     return made
 
@@ -206,7 +208,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     found: dict[str, Any] = {"machine": machine(), "versions": versions()}
     out = make_console()
-    for part in ("embedded", "redis") if asked.part == "both" else (asked.part,):
+    if asked.part in ("memory", "all"):
+        found["memory"] = weigh_all()
+        out.print(_memory_table(found["memory"]))
+    for part in ("embedded", "redis"):
+        if asked.part not in (part, "all"):
+            continue
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attune-bench-")))
             url = stack.enter_context(redis_server()).url if part == "redis" else None
@@ -216,6 +223,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1))
     return 0
+
+
+def _memory_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title="Bytes of a stream with one track")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="left" if name == "track" else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:,.0f}" for value in row.values()))
+    return table
 
 
 def _table(part: str, found: dict[str, Any]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -30,6 +31,7 @@ class MemoryQueue:
         self._capacity = capacity_items
         self._changed = threading.Condition()
         self._waiting: list[_Entry] = []
+        self._later: deque[_Entry] = deque()
         self._items = 0
         self._taken: dict[str, Future[Any]] = {}
         self._closed = False
@@ -55,6 +57,12 @@ class MemoryQueue:
             self._items += asked
             self._changed.notify_all()
         return [entry.future for entry in entries]
+
+    def put_later(self, jobs: Sequence[Job]) -> None:
+        """Jobs that give way to all others and that nobody waits for. They count no items."""
+        with self._changed:
+            self._later.extend(_Entry(job, Future()) for job in jobs)
+            self._changed.notify_all()
 
     async def ask(self, jobs: Sequence[Job], *, timeout_s: float) -> list[Any]:
         """Put the jobs, wait for all. When the caller leaves, what is not yet taken is withdrawn."""
@@ -143,7 +151,7 @@ class MemoryQueue:
         until = time.monotonic() + timeout_s
         while True:
             self._drop_settled()
-            first = self._first_acceptable(accept)
+            first = self._first_acceptable(accept) or self._first_of_later(accept)
             if first is not None:
                 return first
             left = until - time.monotonic()
@@ -163,6 +171,11 @@ class MemoryQueue:
             if stream is not None:
                 held_back.add(stream)
         return None
+
+    def _first_of_later(self, accept: Callable[[Job], bool]) -> _Entry | None:
+        if self._closed or not self._later or not accept(self._later[0].job):
+            return None
+        return self._later.popleft()
 
     def _company(self, first: _Entry, max_items: int) -> list[_Entry]:
         """`first` and the later jobs of its batch group, whole jobs only, up to `max_items` queries."""

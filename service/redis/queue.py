@@ -433,7 +433,7 @@ class RedisQueue:
                 break
         members: Any = self._reader.zrange(self._keys.gatherings(p), 0, -1)
         streams = sorted({member.decode().partition("/")[0] for member in members})
-        self.local.put([ControlJob(ADOPT, stream=stream) for stream in streams])
+        self.local.put_later([ControlJob(ADOPT, stream=stream) for stream in streams])
         return True
 
     def _listen(self, leases: Sequence[Lease]) -> None:

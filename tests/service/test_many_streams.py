@@ -11,7 +11,8 @@ import pytest
 
 from service.engine import Engine
 from service.gathering import Gatherings, GatherLimits
-from service.messages import Query, RetrieveJob, RetrieveRequest, TrackKey
+from service.messages import ControlJob, Query, RetrieveJob, RetrieveRequest, TrackKey
+from service.queue.memory import MemoryQueue
 from service.states import FileStates
 from service.streams import Stream, StreamStore, Track
 from tests.service.test_engine import texts
@@ -247,3 +248,24 @@ def test_tracks_of_streams_that_are_gone_are_forgotten_in_time(
     monkeypatch.setattr("service.gathering._SWEEP_S", 0.0)
     assert made.next_batch(is_current=lambda stream, track: stream.name == "s7") is None
     assert len(made) == 1
+
+
+# -- taking over -------------------------------------------------------------------------------------
+
+
+def test_jobs_for_later_give_way_to_all_others() -> None:
+    queue = MemoryQueue(capacity_items=10)
+
+    def take() -> list[str | None]:
+        jobs = queue.take(max_items=1, max_wait_s=0, timeout_s=0, accept=lambda job: True)
+        return [job.stream for job in jobs if isinstance(job, ControlJob)]
+
+    queue.put_later([ControlJob("adopt", stream="a"), ControlJob("adopt", stream="b")])
+    queue.put([ControlJob("reset_stream", stream="urgent")])
+    assert (take(), take()) == (["urgent"], ["a"])
+    queue.put([ControlJob("reset_stream", stream="urgent")])
+    assert (take(), take(), take()) == (["urgent"], ["b"], [])
+    queue.put_later([ControlJob("adopt", stream="c")])
+    assert queue.take(max_items=1, max_wait_s=0, timeout_s=0, accept=lambda job: False) == []
+    queue.close()
+    assert take() == []
