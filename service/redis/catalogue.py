@@ -35,9 +35,6 @@ class RedisCatalogue:
             raise NotReady("no worker has started yet")
         return self._encoder
 
-    def set_encoder(self, card: EncoderCard) -> None:
-        self._encoder = card
-
     def update(self, encoder: bytes, galleries: Mapping[str, Mapping[str, Any]]) -> None:
         if encoder and encoder != self._packed:
             self._encoder = EncoderCard(**json.loads(encoder))

@@ -153,11 +153,17 @@ class Deployment:
                 "ATTUNE_REDIS_NAMESPACE"
             )
         client.set(self._keys.encoder, packed(card))
-        self.catalogue.set_encoder(card)
-        described = {gallery["name"]: json.dumps(gallery) for gallery in backend.galleries.list()}
-        stale = {name.decode() for name in client.hkeys(self._keys.galleries)} - set(described)  # type: ignore[union-attr]
-        if described:
-            client.hset(self._keys.galleries, mapping=described)
+        # Asked before the list is made: what another worker makes in between is not taken for gone.
+        known_galleries: Any = client.hkeys(self._keys.galleries)
+        described = {gallery["name"]: gallery for gallery in backend.galleries.list()}
+        stale = {name.decode() for name in known_galleries} - set(described)
+        # Here too: until the first hello Redis may be gone, and the source model answers all the same.
+        self.catalogue.update(packed(card).encode(), described)
+        for name, gallery in described.items():
+            if self._workers:  # the others keep the cards of what they change
+                client.hsetnx(self._keys.galleries, name, json.dumps(gallery))
+            else:
+                client.hset(self._keys.galleries, name, json.dumps(gallery))
         if stale:
             client.hdel(self._keys.galleries, *stale)
 
