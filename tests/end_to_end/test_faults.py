@@ -28,17 +28,15 @@ WAIT_S = 60.0
 KINDS = (
     "leases taken away",  # everything in hand is delivered a second time
     "worker paused past its lease",
+    "worker killed",  # what replaces it joins while the load goes on
     "connections cut",
-    "worker killed",
     "Redis paused",
     "API killed",
     "Redis killed",
-    "connections cut",
-    "worker paused past its lease",
     "leases taken away",
-    "worker stopped",
+    "connections cut",
     "Redis killed",
-    "worker added",
+    "worker paused past its lease",
 )
 TEXTS = [f"a red star and a blue boat {number}" for number in range(64)]
 
@@ -54,7 +52,7 @@ class Storm:
 def storm() -> Iterator[Storm]:
     """Two API processes, two workers, and clients at work."""
     with cluster(apis=2, workers=2) as running:
-        load = Load(running, streams=5, seed=0, pause_s=0.1)
+        load = Load(running, streams=5, seed=0, pause_s=0.3)
         chaos = Chaos(running, load, workers=2, apis=2, seed=0)
         chaos.tend()
         load.start()
@@ -119,6 +117,11 @@ def test_without_redis_an_api_process_says_503_and_when_to_come_back_and_recover
     assert int(refusal.headers["retry-after"]) >= 1
     assert refusal.json()["error"]["code"] in ("queue_unreachable", "not_ready")
     assert until(lambda: sync(address, "patient").is_success, WAIT_S)
+
+
+def test_a_worker_that_is_stopped_hands_its_streams_over(storm: Storm) -> None:
+    assert run_cycle(storm.chaos, storm.load, "worker stopped").stuck == []
+    assert storm.load.tally.trouble == []
 
 
 def test_in_the_end_nothing_is_left_over_lost_or_doubled(storm: Storm) -> None:
