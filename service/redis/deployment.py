@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -209,7 +209,12 @@ class Deployment:
 
     async def _keep_saying_hello(self) -> None:
         while True:
-            await asyncio.sleep(_HELLO_S if await self._hello() else _RETRY_S)
+            if not await self._hello():
+                await asyncio.sleep(_RETRY_S)
+                continue
+            with suppress(TimeoutError):  # a connection that broke is soon made again
+                async with asyncio.timeout(_HELLO_S):
+                    await self.submitter.went_down.wait()
 
     async def _hello(self) -> bool:
         """Whether Redis answers; and the news that it has."""
@@ -237,5 +242,6 @@ class Deployment:
         if not self.submitter.up:
             log.info("redis_there", api=self._name)
         self.submitter.up = True
+        self.submitter.went_down.clear()
         self._metrics.set_redis_up(True)
         return True

@@ -63,6 +63,8 @@ class Leases:
         self._draining: frozenset[int] = frozenset()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._hurry = threading.Event()
+        """Set when leases were given up, to take them, or others, again at once."""
         self.changed = threading.Event()
         """Set when there are new leases."""
         self._watch = Watch(busy=lambda partition: False, dropped=lambda leases: None)
@@ -93,15 +95,18 @@ class Leases:
     def lost(self, lease: Lease) -> None:
         """A script has refused this lease."""
         self._drop([lease], "lost")
+        self._hurry.set()
 
     def in_doubt(self) -> None:
         """Redis did not answer: what was written is not known, so nothing that is held may be relied on."""
         self.up = False
         self._drop(self.held(), "lost")
+        self._hurry.set()
 
     def stop(self) -> None:
         """Give everything back, and leave."""
         self._stopping.set()
+        self._hurry.set()
         self._thread.join()
         leaving = self.held()
         try:
@@ -114,20 +119,23 @@ class Leases:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
+            self._hurry.clear()
             try:
                 self._beat()
                 self._balance()
-                pause_s = self._lease_s / 3
             except GONE as error:
                 if self.up or self._held:
                     log.warning("redis_gone", why=str(error)[:200])
-                self.in_doubt()
-                pause_s = min(0.5, self._lease_s / 3)
+                self._give_up()
             except Exception:  # without this thread the worker would never own anything again
                 log.exception("lease_fault")
-                self.in_doubt()
-                pause_s = min(0.5, self._lease_s / 3)
-            self._stopping.wait(pause_s)
+                self._give_up()
+            else:
+                self._hurry.wait(self._lease_s / 3)
+
+    def _give_up(self) -> None:
+        self.in_doubt()
+        self._stopping.wait(min(0.5, self._lease_s / 3))
 
     def _beat(self) -> None:
         held = self.held()

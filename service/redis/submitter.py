@@ -48,6 +48,8 @@ class RedisSubmitter:
         """`reader` is a client of its own with a longer timeout, because it waits for results."""
         self.up = False
         """Whether Redis answered last time."""
+        self.went_down = asyncio.Event()
+        """Set when it does not, until somebody has found that it does again."""
         self.waiting = 0
         """Items waiting in Redis, as of the last news."""
         self._client = client
@@ -226,6 +228,7 @@ class RedisSubmitter:
         if self.up:
             log.warning("redis_gone", why=str(error)[:200])
         self.up = False
+        self.went_down.set()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
