@@ -208,7 +208,7 @@ class Backend:
             "restore_snapshot": plain(restore_snapshot),
             "delete_snapshot": delete_snapshot,
             "export_snapshot": plain(snapshots.export),
-            "import_snapshot": plain(snapshots.import_),
+            "import_snapshot": lambda job: snapshots.import_(**job.arguments, again=job.again),
         }
 
 

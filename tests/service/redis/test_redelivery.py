@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from service.engine import Engine, running_engine
-from service.errors import QueueUnreachable
+from service.errors import Conflict, QueueUnreachable
 from service.messages import RetrieveJob, TrackKey
 from service.queue.base import LostOwnership, Settlement
 from service.redis.connection import Scripts
@@ -242,6 +242,22 @@ async def test_a_stream_that_has_only_gathered_is_found_by_its_next_owner(engine
     eventually(lambda: _leases(engine).token("s") not in (None, old))
     described = await engine.describe_stream("s")
     assert described["tracks"][0]["gathered"] == 3
+
+
+async def test_an_import_that_was_done_before_is_not_refused(engine: Engine) -> None:
+    await ask(engine, texts(16), stream="s", adapt="sync")
+    await settled_version(engine, "s", 1)
+    await engine.create_snapshot("s", "one")
+    data = await engine.export_snapshot("s", "one")
+    assert engine._backend is not None
+    snapshots = engine._backend.snapshots
+    made = snapshots.import_("copy", "one", data)
+    assert snapshots.import_("copy", "one", data, again=True) == made
+    with pytest.raises(Conflict):
+        snapshots.import_("copy", "one", data)
+    other = await engine.export_snapshot("s", (await engine.create_snapshot("s", "two"))["name"])
+    with pytest.raises(Conflict):
+        snapshots.import_("copy", "one", other, again=True)
 
 
 async def test_gathered_queries_that_were_answered_before_are_learned_once(
