@@ -22,7 +22,7 @@ RESULTS_TTL_MS = 60_000
 """Results that nobody has read are deleted after this."""
 WITHDRAWN_TTL_S = 600
 """How long it is remembered that a client left; longer than any deadline."""
-GATHERING_TTL_S = 7 * 86_400
+GATHERING_TTL_S = 86_400
 """Gathered queries whose stream is not used any more."""
 MAX_RESULTS = 20_000
 """Results waiting for one API process; beyond, the oldest go (their clients have left long since)."""
