@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 
 _TIMEOUT_S = 10.0
-_SECONDS_OF_A_DAY = 86_400
+_SECONDS_OF_AN_HOUR = 3_600
 
 
 @app.command()
@@ -42,7 +42,7 @@ def status(as_json: AsJson = False) -> None:
 @app.command()
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    older_than_days: Annotated[
+    older_than_hours: Annotated[
         float,
         typer.Option(min=0.0, help="Gatherings of streams without a state go after so long without use."),
     ] = 1.0,
@@ -59,7 +59,7 @@ def gc(
             client,
             keys,
             dry_run=dry_run,
-            older_than_s=older_than_days * _SECONDS_OF_A_DAY,
+            older_than_s=older_than_hours * _SECONDS_OF_AN_HOUR,
             old_layouts=old_layouts,
         )
     if as_json:

@@ -216,7 +216,7 @@ def collect(
     keys: Keys,
     *,
     dry_run: bool = False,
-    older_than_s: float = 86_400.0,
+    older_than_s: float = 3_600.0,
     old_layouts: bool = False,
 ) -> Collected:
     """Remove what no lifetime removes.

@@ -150,11 +150,11 @@ def test_a_gathering_in_use_stays_though_its_stream_has_no_state_yet(deployment:
 
 def test_an_old_gathering_goes_only_without_a_state(deployment: Deployment) -> None:
     client, keys = deployment.client, deployment.keys
-    orphan, index = deployment.gather("orphan", idle_s=3 * 86_400)
-    kept, _ = deployment.gather("kept", idle_s=3 * 86_400)
+    orphan, index = deployment.gather("orphan", idle_s=3 * 3_600)
+    kept, _ = deployment.gather("kept", idle_s=3 * 3_600)
     client.hset(keys.stream("kept"), "state", b"...")
-    assert removed(collect(client, keys, older_than_s=4 * 86_400)) == {}
-    assert removed(collect(client, keys, older_than_s=2 * 86_400)) == {"orphaned_gatherings": 1}
+    assert removed(collect(client, keys, older_than_s=4 * 3_600)) == {}
+    assert removed(collect(client, keys, older_than_s=2 * 3_600)) == {"orphaned_gatherings": 1}
     assert (client.exists(orphan), client.exists(kept), client.exists(index)) == (0, 1, 0)
 
 
@@ -242,7 +242,7 @@ def test_other_layouts_go_only_when_asked_for_and_not_in_use(client: redis.Redis
 
 def test_a_dry_run_says_the_same_and_removes_nothing(deployment: Deployment) -> None:
     client, keys = deployment.client, deployment.keys
-    deployment.gather("orphan", idle_s=3 * 86_400)
+    deployment.gather("orphan", idle_s=3 * 3_600)
     client.zadd(keys.streams, {"gone": 1})
     client.zadd(keys.workers, {"dead": 5})
     client.zadd(keys.apis, {"dead": 5})
