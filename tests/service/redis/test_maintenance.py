@@ -143,7 +143,7 @@ def test_a_listed_gathering_without_a_list_leaves_the_set(deployment: Deployment
 
 
 def test_a_gathering_in_use_stays_though_its_stream_has_no_state_yet(deployment: Deployment) -> None:
-    listed, index = deployment.gather("new", idle_s=3600)
+    listed, index = deployment.gather("new", idle_s=600)
     assert removed(collect(deployment.client, deployment.keys)) == {}
     assert deployment.client.exists(listed, index) == 2
 
