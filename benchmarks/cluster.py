@@ -48,6 +48,7 @@ class Process:
         self.name = f"{role}-{number}"
         self.log = folder / f"{self.name}.log"
         self.paused = False
+        self.leaving = False
         port = free_port()
         self.address = f"http://127.0.0.1:{port}"
         values = {"role": role, "port": port, **settings}
@@ -85,6 +86,7 @@ class Process:
 
     def terminate(self) -> None:
         """As an operator stops it; it may take its time."""
+        self.leaving = True
         self.signal(signal.SIGTERM)
 
     def pause(self) -> None:
@@ -109,7 +111,8 @@ class Cluster:
     def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
         self.folder = folder
         self.data_folder = folder / "data"
-        self.redis = RedisServer(folder)
+        # With `everysec` a killed Redis loses what it acknowledges while it synchronises its file.
+        self.redis = RedisServer(folder, appendfsync="always")
         self.redis.start()
         self.keys = Keys(NAMESPACE)
         self.settings = {**SETTINGS, "redis_url": self.redis.url, "data_folder": self.data_folder, **settings}

@@ -368,6 +368,10 @@ class StreamClient:
         self._tally.count(kind, outcome)
         if outcome.ok:
             self.succeeded_at, self.answered_at = sent_at, time.monotonic()
+        if outcome.code == "deadline_exceeded":  # told, but no fault lasts that long
+            self._tally.blame(
+                queries=0, what=f"{self.name}: {kind} not answered in time at {time.time():.1f}"
+            )
         return outcome
 
     def _try(self, method: str, url: str, **what: Any) -> Outcome:

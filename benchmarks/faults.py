@@ -240,7 +240,7 @@ class Chaos:
     def _ready_worker(self) -> Process | None:
         """One of those that own partitions, if another does too."""
         owning = [worker for worker in self._cluster.workers if self._cluster.partitions_of(worker)]
-        owning = [worker for worker in owning if worker.alive and not worker.paused]
+        owning = [worker for worker in owning if worker.alive and not worker.paused and not worker.leaving]
         return self._rng.choice(owning) if len(owning) > 1 else None
 
     def _streams_of(self, worker: Process) -> frozenset[str]:
@@ -348,7 +348,15 @@ async def _replay_all(settings: Settings, load: Load, on_deed: Callable[[], None
 
 
 def run(
-    *, cycles: int, seed: int, workers: int, apis: int, streams: int, pause_s: float, console: Console
+    *,
+    cycles: int,
+    seed: int,
+    workers: int,
+    apis: int,
+    streams: int,
+    pause_s: float,
+    only: str | None = None,
+    console: Console,
 ) -> dict[str, Any]:
     result, started = Run(), time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -364,7 +372,7 @@ def run(
         task = progress.add_task("faults", total=cycles)
         told = 0
         for _ in range(cycles):
-            cycle = run_cycle(chaos, load)
+            cycle = run_cycle(chaos, load, only)
             result.cycles.append(cycle)
             tally = load.tally
             progress.update(task, advance=1, description=shown(cycle, tally))
@@ -471,13 +479,14 @@ def main() -> None:
     parser.add_argument(
         "--pause-s", type=float, default=0.1, help="mean pause of a client between two requests"
     )
+    parser.add_argument("--only", help="this kind of fault, and no other")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # leave no process behind
     console = Console(stderr=True)
     found = run(
         cycles=options.cycles, seed=options.seed, workers=options.workers, apis=options.apis,
-        streams=options.streams, pause_s=options.pause_s, console=console,
+        streams=options.streams, pause_s=options.pause_s, only=options.only, console=console,
     )  # fmt: skip
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=2))

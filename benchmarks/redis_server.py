@@ -19,8 +19,9 @@ _START_S = 20.0
 
 
 class RedisServer:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, appendfsync: str = "everysec") -> None:
         self._folder = folder
+        self._appendfsync = appendfsync
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -35,7 +36,7 @@ class RedisServer:
         """Start, with whatever the append-only file holds, and wait until it answers."""
         command = [
             executable(), "--port", str(self._port), "--bind", "127.0.0.1", "--dir", str(self._folder),
-            "--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--daemonize", "no",
+            "--appendonly", "yes", "--appendfsync", self._appendfsync, "--save", "", "--daemonize", "no",
         ]  # fmt: skip
         with (self._folder / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
