@@ -71,7 +71,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def test_nothing_is_evicted_and_every_write_is_kept(server: Server) -> None:
     expected = {
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": "always",
         "maxmemory-policy": "noeviction",
         "save": "",
         "protected-mode": "yes",
