@@ -7,19 +7,51 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from service.messages import Target
+
+if TYPE_CHECKING:  # it loads libraries of sound, which only /classify needs
+    from encoders.audio import AudioSpec
+    from encoders.preprocessing import ImageSpec
 
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """Plain values. `image_spec`: the encoder's, as ImageSpec.to_dict(); `models`: what /models shows."""
+    """Plain values. `image_spec`: the encoder's, as ImageSpec.to_dict(); `models`: what /models shows.
+
+    classifier  the fields of ClassifierCard, its specs as their to_dict(); None: no classifier is loaded
+    """
 
     fingerprint: str
     dimension: int
     image_spec: Mapping[str, Any]
     models: Mapping[str, Any]
+    classifier: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ClassifierCard:
+    """The classifier, as requests are checked against it."""
+
+    name: str
+    fingerprint: str
+    labels: tuple[str, ...]
+    audio_spec: AudioSpec
+    image_spec: ImageSpec
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> ClassifierCard:
+        from encoders.audio import AudioSpec
+        from encoders.preprocessing import ImageSpec
+
+        return cls(
+            name=plain["name"],
+            fingerprint=plain["fingerprint"],
+            labels=tuple(plain["labels"]),
+            audio_spec=AudioSpec.from_dict(plain["audio_spec"]),
+            image_spec=ImageSpec.from_dict(plain["image_spec"]),
+        )
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,14 @@ import structlog
 
 from encoders.preprocessing import ImageSpec
 from index.filters import compile_filter
-from service.catalogue import Catalogue, GalleryCard, LocalCatalogue
-from service.errors import BadRequest, QueueUnreachable
+from service.catalogue import Catalogue, ClassifierCard, GalleryCard, LocalCatalogue
+from service.errors import BadRequest, NotFound, QueueUnreachable
 from service.messages import (
     AdaptationPart,
     AskedTarget,
     Canary,
+    ClassifyAnswer,
+    ClassifyRequest,
     ControlJob,
     JobAnswer,
     Mode,
@@ -172,6 +174,12 @@ class Engine:
     def dimension(self) -> int:
         return self._catalogue.encoder.dimension
 
+    @property
+    def classifier(self) -> ClassifierCard | None:
+        """None: this deployment has no classifier."""
+        plain = self._catalogue.encoder.classifier
+        return None if plain is None else ClassifierCard.from_plain(plain)
+
     def describe_models(self) -> dict[str, Any]:
         described = {
             **self._catalogue.encoder.models,
@@ -199,6 +207,14 @@ class Engine:
         jobs, places = await self._jobs(request, accepted_at, timeout_s)
         answers = await self._answers(jobs, timeout_s)
         return _joined(request, jobs, places, answers, accepted_at)
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
+        """Answer every sample of the request, in its order.
+
+        Raises NotFound (`no_classifier`), UnsupportedModality, BadRequest, Conflict (`too_many_label_sets`),
+        QueueFull, DeadlineExceeded, and what the model raises.
+        """
+        raise NotFound("this server has no classifier; give `labels`", code="no_classifier")
 
     async def _answers(self, jobs: Sequence[RetrieveJob], timeout_s: float) -> list[JobAnswer]:
         try:

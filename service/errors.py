@@ -2,6 +2,7 @@
 
 ServiceError
   BadRequest              the client's mistake                       400
+  UnsupportedModality     nothing here takes such a sample           422
   NotFound                no such stream or snapshot                 404
   Conflict                fingerprint, method or version conflict    409
   TooLarge                items, bytes or pixels                     413
@@ -63,6 +64,11 @@ class ServiceError(Exception):
 class BadRequest(ServiceError):
     code = "bad_request"
     status = 400
+
+
+class UnsupportedModality(ServiceError):
+    code = "unsupported_modality"
+    status = 422
 
 
 class Unauthorized(ServiceError):

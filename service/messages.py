@@ -1,12 +1,12 @@
 """What travels between the routes, the queue and the worker. Plain data, no torch, no HTTP.
 
-Letters: B queries of a batch, D features, H x W pixels of the encoder's input.
+Letters: B queries of a batch, D features, H x W pixels of the encoder's input, n frames of a sound.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 Mode = Literal["sync", "async", "off"]
 AskedMode = Literal["auto", "sync", "async", "off"]
 QueryKind = Literal["text", "image", "embedding"]
+SampleKind = Literal["audio+video", "audio", "video", "image", "text"]
 Target = Literal["image", "text"]
 AskedTarget = Literal["auto", "image", "text"]
 Status = Literal["applied", "applying", "queued", "skipped", "undone", "off"]
@@ -58,13 +59,76 @@ class RetrieveRequest:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One thing to classify. At least one of the three.
+
+    fbank   float32 [n, mel bins], log mel energies: neither padded nor normalised
+    pixels  uint8 [3, H, W], one frame at the classifier's size, or (zero-shot) a picture at the encoder's
+    text    as the client wrote it (zero-shot)
+    """
+
+    fbank: np.ndarray | None = None
+    pixels: np.ndarray | None = None
+    text: str | None = None
+
+    @property
+    def kind(self) -> SampleKind:
+        """What the classifier sees of it; for zero-shot see `zero_shot_kind`."""
+        if self.text is not None:
+            return "text"
+        if self.fbank is not None:
+            return "audio" if self.pixels is None else "audio+video"
+        return "video"
+
+    @property
+    def zero_shot_kind(self) -> Literal["image", "text"]:
+        return "text" if self.text is not None else "image"
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The modalities that the classifier would see and does not."""
+        there = {"audio": self.fbank is not None, "video": self.pixels is not None}
+        return tuple(modality for modality, present in there.items() if not present)
+
+
+@dataclass(frozen=True)
+class ClassifyRequest:
+    """One call of /classify, validated, sound and pictures decoded.
+
+    labels    texts to choose from (zero-shot, by the dual encoder); None: the classifier's own labels
+    template  each label's sentence, with `{}` for the label
+    """
+
+    samples: tuple[Sample, ...]
+    stream: str = "default"
+    top: int = 5
+    adapt: AskedMode = "auto"
+    labels: tuple[str, ...] | None = None
+    template: str = "{}"
+    deadline_ms: float | None = None
+    trace: Mapping[str, str] = field(default_factory=dict)
+
+
+CLASSES = "classes"
+"""In a track's key, in the place of a gallery: the classifier's own labels."""
+LABELS = "labels:"
+"""Likewise, before a digest: labels given as texts. No gallery's name holds a colon."""
+
+TrackKind = QueryKind | Literal["audio+video"]
+TrackTarget = Target | Literal["label"]
+
+
+@dataclass(frozen=True)
 class TrackKey:
-    """Which adaptation state a query belongs to."""
+    """Which adaptation state a query belongs to.
+
+    gallery  its name; `CLASSES`, or `LABELS` and a digest, for what is classified
+    """
 
     stream: str
     gallery: str
-    query_kind: QueryKind
-    target: Target
+    query_kind: TrackKind
+    target: TrackTarget
 
     @property
     def direction(self) -> str:
@@ -141,32 +205,113 @@ class RetrieveAnswer:
     stream: str
 
 
+@dataclass(frozen=True)
+class LabelScore:
+    label: str
+    index: int
+    """Place of the label in the label list."""
+    probability: float
+
+
+@dataclass(frozen=True)
+class SampleAnswer:
+    """The answer to one sample.
+
+    labels        best first, at most as many as asked for
+    entropy_nats  of the probabilities of all labels, 0 <= entropy <= log(labels)
+    missing       modalities that the sample lacked, of those that the classifier sees
+    """
+
+    labels: tuple[LabelScore, ...]
+    entropy_nats: float
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassifyJobAnswer:
+    """The answer to one job of classification: samples in the job's order."""
+
+    samples: tuple[SampleAnswer, ...]
+    adaptation: Adaptation
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class ClassifyAnswer:
+    """The answer to a request: samples in its order; one part per kind of sample (nearly always one)."""
+
+    samples: tuple[SampleAnswer, ...]
+    parts: tuple[AdaptationPart, ...]
+    timings: Timings
+    stream: str
+    model: str
+
+
 def new_id() -> str:
     return uuid.uuid4().hex
 
 
 @dataclass(frozen=True)
-class RetrieveJob:
-    """Queries of one request, one kind and at most one batch: what the queue holds and the worker answers."""
+class QueryJob:
+    """Queries of one request, one kind and at most one batch: what the queue holds and the worker answers.
+
+    kind            what the queries are; those of different kinds are not encoded together
+    accepted_at     time.monotonic() at acceptance
+    again           whether a worker began it before, and may have answered it, but did not finish it
+    frozen_because  why a query that asked to adapt is answered by the source model (mode `off`); empty: it
+                    asked so
+    """
 
     key: TrackKey
     mode: Mode
-    queries: tuple[Query, ...]
-    k: int
-    filter: Mapping[str, Any] | None = None
-    id: str = field(default_factory=new_id)
-    accepted_at: float = 0.0
-    """time.monotonic() at acceptance."""
-    deadline_at: float | None = None
-    again: bool = False
-    """Whether a worker began it before, and may have answered it, but did not finish it."""
-    frozen_because: str = ""
-    """Why a query that asked to adapt is answered by the source model (mode `off`); empty: it asked so."""
-    trace: Mapping[str, str] = field(default_factory=dict)
+    id: str = field(default_factory=new_id, kw_only=True)
+    accepted_at: float = field(default=0.0, kw_only=True)
+    deadline_at: float | None = field(default=None, kw_only=True)
+    again: bool = field(default=False, kw_only=True)
+    frozen_because: str = field(default="", kw_only=True)
+    trace: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def asked(self) -> Sequence[Query | Sample]:
+        raise NotImplementedError
+
+    @property
+    def kind(self) -> str:
+        return self.key.query_kind
 
     @property
     def items(self) -> int:
-        return len(self.queries)
+        return len(self.asked)
+
+
+@dataclass(frozen=True)
+class RetrieveJob(QueryJob):
+    queries: tuple[Query, ...]
+    k: int
+    filter: Mapping[str, Any] | None = None
+
+    @property
+    def asked(self) -> tuple[Query, ...]:
+        return self.queries
+
+
+@dataclass(frozen=True)
+class ClassifyJob(QueryJob):
+    """`labels` and `template` as in ClassifyRequest; all samples are of one kind."""
+
+    samples: tuple[Sample, ...]
+    top: int
+    labels: tuple[str, ...] | None = None
+    template: str = "{}"
+
+    @property
+    def asked(self) -> tuple[Sample, ...]:
+        return self.samples
+
+    @property
+    def kind(self) -> str:
+        """Of the classifier's samples, which share a track whatever they lack, also what they have."""
+        return self.key.query_kind if self.labels is not None else self.samples[0].kind
 
 
 @dataclass(frozen=True)
@@ -210,7 +355,7 @@ class ControlJob:
     deadline_at: float | None = None
 
 
-Job = RetrieveJob | ControlJob
+Job = RetrieveJob | ClassifyJob | ControlJob
 
 
 def stream_of(job: Job) -> str | None:
@@ -233,8 +378,8 @@ def home_of(job: Job) -> str:
     return job.id
 
 
-def batch_group(job: RetrieveJob) -> tuple[str, ...]:
+def batch_group(job: QueryJob) -> tuple[str, ...]:
     """Jobs of one group may be encoded together. Queries in mode `off` share the source model."""
     key = job.key
     stream = "" if job.mode == "off" else key.stream
-    return (job.mode, stream, key.gallery, key.query_kind, key.target)
+    return (job.mode, stream, key.gallery, job.kind, key.target)
