@@ -196,7 +196,7 @@ class Bench:
                 None if outcome.guard is None else outcome.guard.finding,
                 None if event is None else event.action,
                 outcome.reason,
-                result.answer.version,
+                result.told.version,
                 [int(found[0]) for found in ranks],
                 [int(found[0]) for found in batch.source],
             )
@@ -411,7 +411,7 @@ def _sliced(bench: Bench, sent: Sequence[Batch], method: Method) -> Generator[No
             state=state,
             batch_id=str(number),
             times=StageTimes(),
-            on_answer=lambda answer, into=answers: into.append(answer.features),  # type: ignore[misc]
+            on_answer=lambda answer, into=answers: into.append(answer.answered.features),  # type: ignore[misc]
             guard=guard,
         )
         state, guard = outcome.state or state, outcome.guard

@@ -9,14 +9,15 @@ from adapters.base import Method
 from adapters.state import AdaptationState
 from encoders.base import Tower
 from service.guard.guard import Guard
-from service.pipeline import EarlyAnswer, Outcome, SearchSide, StageTimes, adapt
+from service.pipeline import EarlyAnswer, Outcome, Ranked, SearchSide, StageTimes, adapt
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """answer: the ranked batch; outcome: how the adaptation ended; times: milliseconds by stage."""
+    """answer: the ranked batch; told: what was said of it; outcome: how it ended; times: milliseconds by stage."""
 
-    answer: EarlyAnswer
+    answer: Ranked
+    told: EarlyAnswer[Ranked]
     outcome: Outcome
     times: StageTimes
 
@@ -37,7 +38,7 @@ def adapt_batch(
     guard: Guard | None = None,
 ) -> BatchResult:
     """Answer and adapt one batch from start to end (service.pipeline.adapt)."""
-    answers: list[EarlyAnswer] = []
+    answers: list[EarlyAnswer[Ranked]] = []
     times = StageTimes()
     slices = adapt(
         tower=tower,
@@ -55,5 +56,5 @@ def adapt_batch(
         try:
             next(slices)
         except StopIteration as end:
-            (answer,) = answers
-            return BatchResult(answer, end.value, times)
+            (told,) = answers
+            return BatchResult(told.answered, told, end.value, times)

@@ -46,7 +46,7 @@ from index.base import IndexSettings
 from index.gallery import Gallery
 from index.items import Item
 from service.gallery_side import GallerySide
-from service.pipeline import EarlyAnswer, StageTimes, adapt
+from service.pipeline import EarlyAnswer, Ranked, StageTimes, adapt
 
 BATCH = 64
 console = Console(stderr=True)
@@ -159,7 +159,7 @@ def _attune(
 
     def run(number: int) -> tuple[torch.Tensor, float, float]:
         nonlocal state
-        answers: list[tuple[EarlyAnswer, float]] = []
+        answers: list[tuple[EarlyAnswer[Ranked], float]] = []
         began = time.perf_counter()
         slices = adapt(
             tower=tower,
@@ -179,7 +179,7 @@ def _attune(
             state = end.value.state or state
         finished = time.perf_counter() - began
         ((answer, answered),) = answers
-        return answer.features @ vectors.T, answered, finished
+        return answer.answered.features @ vectors.T, answered, finished
 
     return run
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,13 @@ class Ranking:
     scores: np.ndarray
     positions: np.ndarray
     generation: int = 0
+
+
+class Ranked(NamedTuple):
+    """What a batch of queries is answered with: features [B, D], and the ranking by them."""
+
+    features: Tensor
+    ranking: Ranking
 
 
 class SearchSide(Protocol):
@@ -73,22 +80,25 @@ class Outcome:
     event: GuardEvent | None = None
 
 
-@dataclass(frozen=True)
-class EarlyAnswer:
-    """What `adapt` hands out once the last forward is ranked.
+Answered = TypeVar("Answered")
 
-    status   is `applying` while the last update is still to come, otherwise what became of the batch
-    version  of the stream's state once the batch is committed
+
+@dataclass(frozen=True)
+class EarlyAnswer(Generic[Answered]):
+    """What `adapt` hands out once the batch is answered.
+
+    answered  what the batch is answered with
+    status    is `applying` while the last update is still to come, otherwise what became of the batch
+    version   of the stream's state once the batch is committed
     """
 
-    features: Tensor
-    ranking: Ranking
+    answered: Answered
     status: Literal["applying", "applied", "skipped", "undone"]
     reason: str
     version: int
 
 
-OnAnswer = Callable[[EarlyAnswer], None]
+OnAnswer = Callable[[EarlyAnswer[Ranked]], None]
 
 
 class _Clock:
@@ -117,11 +127,8 @@ def answer(
     method: Method | None,
     state: AdaptationState | None,
     times: StageTimes,
-) -> tuple[Tensor, Ranking]:
-    """Rank a batch with a stream's current state, or with the source model (`state` None). Changes nothing.
-
-    Returns the features [B, D] that ranked, and the ranking.
-    """
+) -> Ranked:
+    """Rank a batch with a stream's state, or with the source model (`state` None). Changes nothing."""
     clock = _Clock(times)
     features = tower.encode(inputs, state.parameters if state is not None and state.parameters else None)
     if method is not None and state is not None:
@@ -129,7 +136,7 @@ def answer(
     clock.lap("encode_ms")
     ranking = side.search(features, k)
     clock.lap("search_ms")
-    return features, ranking
+    return Ranked(features, ranking)
 
 
 def adapt(
@@ -175,7 +182,7 @@ def adapt(
         outcome = Outcome("skipped", ruling.reason, otherwise)
         if on_answer is not None:
             ranked = _rank_unlearned(batch, base, reusable or _look(batch, base))
-            on_answer(EarlyAnswer(*ranked, "skipped", ruling.reason, _version(outcome, state)))
+            on_answer(EarlyAnswer(ranked, "skipped", ruling.reason, _version(outcome, state)))
     after = ruling.guard.learned(outcome.drift) if outcome.status == "applied" else ruling.guard
     return replace(outcome, guard=after, event=ruling.event)
 
@@ -255,7 +262,7 @@ def _learn(
     finite: list[Tensor] = []
     figures: dict[str, Tensor] = {}
     report = StepReport()
-    early: tuple[Tensor, Ranking] | None = None
+    early: Ranked | None = None
 
     for number in range(method.steps):
         last = number == method.steps - 1
@@ -276,7 +283,7 @@ def _learn(
             clock.lap("adapt_ms")
             if batch.answer_before_last_update and method.learns and _all_true(finite):
                 reason = "answered before the last update"
-                on_answer(EarlyAnswer(*early, "applying", reason, state.version + 1))
+                on_answer(EarlyAnswer(early, "applying", reason, state.version + 1))
                 on_answer = None
         yield
         clock.restart()
@@ -290,7 +297,7 @@ def _learn(
     if method.learns:
         figures["update_norm"] = relative_distance(working.parameters, state.parameters)
         figures["distance"] = relative_distance(working.parameters, batch.tower.parameters)
-    outcome = _settle(working, report, batch.id, finite=_all_true(finite), figures=figures)
+    outcome = settle(working, report, batch.id, finite=_all_true(finite), figures=figures)
     if outcome.state is None:
         outcome = replace(outcome, state=otherwise)
     if on_answer is not None:
@@ -300,7 +307,7 @@ def _learn(
                 tower=batch.tower, inputs=batch.inputs, side=batch.side, k=batch.k, method=method,
                 state=base, times=batch.times,
             )  # fmt: skip
-        on_answer(EarlyAnswer(*early, outcome.status, outcome.reason, _version(outcome, state)))
+        on_answer(EarlyAnswer(early, outcome.status, outcome.reason, _version(outcome, state)))
     return outcome
 
 
@@ -318,20 +325,19 @@ def _without_candidates(
     if batch.on_answer is not None:
         assert step.ranking is not None
         version = _version(outcome, state)
-        batch.on_answer(EarlyAnswer(step.features.detach(), step.ranking, "skipped", reason, version))
+        ranked = Ranked(step.features.detach(), step.ranking)
+        batch.on_answer(EarlyAnswer(ranked, "skipped", reason, version))
     return outcome
 
 
-def _rank(
-    batch: _Batch, working: AdaptationState, forward: Forward, found: Ranking
-) -> tuple[Tensor, Ranking]:
+def _rank(batch: _Batch, working: AdaptationState, forward: Forward, found: Ranking) -> Ranked:
     """The answer's features and ranking; the candidates' search is reused where they are the same."""
     features = batch.method.answer(working, forward)
-    return features, batch.side.search(features, batch.k) if batch.method.rectifies else found
+    return Ranked(features, batch.side.search(features, batch.k) if batch.method.rectifies else found)
 
 
 @torch.no_grad()
-def _rank_unlearned(batch: _Batch, state: AdaptationState, step: _Step) -> tuple[Tensor, Ranking]:
+def _rank_unlearned(batch: _Batch, state: AdaptationState, step: _Step) -> Ranked:
     """The answer of a batch that `state` does not learn from; a method that rectifies still sees it whole."""
     if batch.method.rectifies and step.ranking is not None and step.candidates is not None:
         forward = Forward(step.features, step.candidates, 0)
@@ -341,7 +347,7 @@ def _rank_unlearned(batch: _Batch, state: AdaptationState, step: _Step) -> tuple
     clock = _Clock(batch.times)
     ranking = batch.side.search(features, batch.k)
     clock.lap("search_ms")
-    return features, ranking
+    return Ranked(features, ranking)
 
 
 def _rule(
@@ -400,7 +406,7 @@ def _base(batch: _Batch, state: AdaptationState, ruling: Ruling) -> AdaptationSt
     return replace(target, version=state.version, applied_batches=state.applied_batches)
 
 
-def _settle(
+def settle(
     working: AdaptationState,
     report: StepReport,
     batch_id: str,
@@ -408,6 +414,7 @@ def _settle(
     finite: bool,
     figures: Mapping[str, Tensor],
 ) -> Outcome:
+    """What a batch has come to, from the working state and the last step's report. `figures` are scalars."""
     values = _read({**figures, **{f"loss.{name}": value for name, value in report.losses.items()}})
     drift = {name: values[name] for name in figures}
     if not finite:

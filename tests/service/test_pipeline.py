@@ -107,7 +107,7 @@ def test_a_guard_that_finds_nothing_changes_no_bit(name: str) -> None:
     assert after.events == ()
     for result, wanted in zip(results, expected, strict=True):
         assert torch.equal(result.answer.features, wanted.answer.features)
-        assert result.answer.version == wanted.answer.version
+        assert result.told.version == wanted.told.version
         assert result.outcome.drift == wanted.outcome.drift
 
 
@@ -148,10 +148,10 @@ def test_figures_of_both_models_are_those_of_the_same_queries() -> None:
 def test_a_crowded_batch_is_answered_by_the_state_as_it_is() -> None:
     state, watched, _ = several(3, guard())
     result = one(state, watched, crowd())
-    assert result.outcome.status == result.answer.status == "skipped"
+    assert result.outcome.status == result.told.status == "skipped"
     assert result.outcome.state is None
     assert result.outcome.event is not None
-    assert result.answer.version == state.version
+    assert result.told.version == state.version
     with torch.no_grad():
         assert torch.equal(result.answer.features, SmallTower().encode(crowd(), state.parameters))
     assert result.answer.ranking.positions.shape == (SIZE, 5)
@@ -167,7 +167,7 @@ def test_a_rollback_is_bit_exact_and_one_version_further() -> None:
     result = one(state, strict, batch(9, SIZE), name="late")
     after = result.outcome.state
     assert after is not None
-    assert (result.outcome.status, result.answer.version, after.version) == ("skipped", 9, 9)
+    assert (result.outcome.status, result.told.version, after.version) == ("skipped", 9, 9)
     assert_identical(replace(after, version=good.version, applied_batches=good.applied_batches), good)
     assert after.applied_batches == state.applied_batches
     with torch.no_grad():
@@ -183,7 +183,7 @@ def test_a_reset_at_a_new_shift_learns_the_batch_from_the_source_in_one_version(
     second = one(state, first.outcome.guard, inputs[1], name="y")
     after = second.outcome.state
     assert after is not None
-    assert (second.outcome.status, after.version, second.answer.version) == ("applied", 7, 7)
+    assert (second.outcome.status, after.version, second.told.version) == ("applied", 7, 7)
     assert after.applied_batches == (*state.applied_batches, "y")
     fresh = one(start(METHOD, SmallTower()), None, inputs[1], name="y").outcome.state
     assert fresh is not None
@@ -221,7 +221,7 @@ def test_a_batch_undone_after_a_reset_still_commits_the_reset() -> None:
     assert second.outcome.status == "undone"
     after = second.outcome.state
     assert after is not None
-    assert (after.version, second.answer.version) == (7, 7)
+    assert (after.version, second.told.version) == (7, 7)
     assert_identical(replace(after, version=0, applied_batches=()), start(METHOD, SmallTower()))
 
 
@@ -294,7 +294,7 @@ def test_without_learning_the_answer_still_names_every_query() -> None:
     method = make_method("tcr_untrain")
     state, watched, _ = several(3, guard(), method)
     result = one(state, watched, crowd(), method=method)
-    assert result.answer.status == "skipped"
+    assert result.told.status == "skipped"
     assert result.answer.features.shape[0] == SIZE
 
 
