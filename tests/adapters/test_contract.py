@@ -151,7 +151,7 @@ def test_features_that_are_not_finite_leave_the_state_alone(name: str, bad: floa
     result = adapt_one(method, state, inputs, tower)
     assert result.outcome.status == "undone"
     assert result.outcome.state is None
-    assert result.answer.status == "undone"
+    assert result.told.status == "undone"
     assert_identical(state, before)
     after, _ = run(method, state, [batch(8)], tower)
     assert all(torch.isfinite(v).all() for v in everything(after).values() if isinstance(v, torch.Tensor))

@@ -38,7 +38,7 @@ def test_the_answer_is_that_of_the_weights_after_all_but_the_last_update() -> No
     second = adapt_one(two, start(two, tower), inputs, tower)
     assert first.outcome.state is not None
     torch.testing.assert_close(second.answer.features, tower.encode(inputs, first.outcome.state.parameters))
-    assert second.answer.status == "applying"
+    assert second.told.status == "applying"
 
 
 def test_predict_after_update_answers_from_the_committed_parameters() -> None:
@@ -47,7 +47,7 @@ def test_predict_after_update_answers_from_the_committed_parameters() -> None:
     result = adapt_one(method, start(method, tower), inputs, tower)
     assert result.outcome.state is not None
     torch.testing.assert_close(result.answer.features, tower.encode(inputs, result.outcome.state.parameters))
-    assert result.answer.status == "applied"
+    assert result.told.status == "applied"
 
 
 def test_each_loss_is_the_formula_on_the_last_forward() -> None:
