@@ -3,7 +3,7 @@
 Pictures follow ImageNet-C, texts the generators of the retrieval papers; constants in `constants.py`.
 """
 
-from benchmarks.corruptions.image import IMAGE_CORRUPTIONS, corrupt_image
+from benchmarks.corruptions.image import IMAGE_CORRUPTIONS, VIDEO_CORRUPTIONS, corrupt_image
 from benchmarks.corruptions.shift import CLEAN, Shift, UnknownShift
 from benchmarks.corruptions.text import TEXT_CORRUPTIONS, corrupt_text
 
@@ -11,6 +11,7 @@ __all__ = [
     "CLEAN",
     "IMAGE_CORRUPTIONS",
     "TEXT_CORRUPTIONS",
+    "VIDEO_CORRUPTIONS",
     "Shift",
     "UnknownShift",
     "corrupt_image",

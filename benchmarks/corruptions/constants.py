@@ -1,6 +1,7 @@
 """Published constants of the corruptions. Tuples are severities 1 to 5.
 
 Pictures: Hendrycks & Dietterich, ImageNet-C (ICLR 2019), values for floats in [0, 1] at 224 x 224 pixels.
+Sound: the audio corruptions of READ (ICLR 2024) and BriMPR, values for waveforms in [-1, 1].
 Texts: the generator of "Are Multimodal Models Robust to Image and Text Perturbations?" (MM_Robustness), which
 uses nlpaug 1.1.7 for characters and EDA for words.
 """
@@ -21,16 +22,44 @@ DEFOCUS_RADIUS = (3, 4, 6, 8, 10)
 DEFOCUS_ALIAS_SIGMA = (0.1, 0.5, 0.5, 0.5, 0.5)
 DEFOCUS_SMALL_RADIUS = 8
 """Up to this radius the disk's edge is softened by a 3 x 3 window, above it by 5 x 5."""
+GLASS_SIGMA = (0.7, 0.9, 1.0, 1.1, 1.5)
+GLASS_MAX_DELTA = (1, 2, 2, 3, 4)
+GLASS_ITERATIONS = (2, 1, 3, 2, 2)
 MOTION_RADIUS = (10, 15, 15, 15, 20)
 MOTION_SIGMA = (3.0, 5.0, 8.0, 12.0, 15.0)
 MOTION_ANGLE_DEGREES = (-45.0, 45.0)
+ZOOM_FACTORS = tuple(
+    tuple(1.0 + step * number for number in range(count))
+    for step, count in ((0.01, 12), (0.01, 16), (0.02, 11), (0.02, 13), (0.03, 11))
+)
+"""Rounding in numpy's arange, from which these come, lets severity 1 include its end, 1.11."""
+SNOW_LOC = (0.1, 0.2, 0.55, 0.55, 0.55)
+SNOW_SCALE = (0.3, 0.3, 0.3, 0.3, 0.3)
+SNOW_ZOOM = (3.0, 2.0, 4.0, 4.5, 2.5)
+SNOW_THRESHOLD = (0.5, 0.5, 0.9, 0.85, 0.85)
+SNOW_MOTION_RADIUS = (10, 12, 12, 12, 12)
+SNOW_MOTION_SIGMA = (4.0, 4.0, 8.0, 8.0, 12.0)
+SNOW_MIX = (0.8, 0.7, 0.7, 0.65, 0.55)
+SNOW_ANGLE_DEGREES = (-135.0, -45.0)
+FROST_PICTURE_WEIGHT = (1.0, 0.8, 0.7, 0.65, 0.6)
+FROST_WEIGHT = (0.4, 0.6, 0.7, 0.7, 0.75)
+FROST_TEXTURES = 5
+"""ImageNet-C ships six photos of frost and draws among the first five."""
 FOG_STRENGTH = (1.5, 2.0, 2.5, 2.5, 3.0)
 FOG_WIBBLE_DECAY = (2.0, 2.0, 1.7, 1.5, 1.4)
 FOG_WIBBLE = 100.0
 BRIGHTNESS_ADDED = (0.1, 0.2, 0.3, 0.4, 0.5)
 CONTRAST_FACTOR = (0.4, 0.3, 0.2, 0.1, 0.05)
+ELASTIC_ALPHA = (488.0, 488.0, 12.2, 17.08, 29.28)
+ELASTIC_SIGMA = (170.8, 19.52, 2.44, 2.44, 2.44)
+ELASTIC_AFFINE = (24.4, 48.8, 4.88, 4.88, 4.88)
+ELASTIC_TRUNCATE = 3.0
 PIXELATE_FACTOR = (0.6, 0.5, 0.4, 0.3, 0.25)
 JPEG_QUALITY = (25, 18, 15, 10, 7)
+
+AUDIO_GAUSSIAN_SIGMA = (0.08, 0.12, 0.18, 0.26, 0.38)
+AUDIO_GAIN_DB = (1.0, 2.0, 4.0, 6.0, 8.0)
+"""Amplification of the background recording, relative to how it was recorded."""
 
 TEXT_RATE_PER_LEVEL = 0.05
 TEXT_LEVELS = (1, 2, 3, 4, 5, 6, 7)

@@ -5,7 +5,8 @@ the caller clips. What is drawn depends on the generator alone, so a seed repeat
 Differences from ImageNet-C's release:
   * whole pictures instead of 224 x 224 crops, and a fog map of the next power of two;
   * convolutions by FFT with reflected borders, motion by a sampled line instead of ImageMagick's;
-  * `scale` shrinks blur radii by shorter side / 224, for pictures that are smaller than the constants assume.
+  * `scale` shrinks lengths in pixels by shorter side / 224, for pictures smaller than the constants assume;
+  * what `warps.py` and `weather.py` say of themselves.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.corruptions import constants as c
+from benchmarks.corruptions.filters import convolve, disk, line, plasma, power_of_two
+from benchmarks.corruptions.warps import elastic_transform, glass_blur, zoom_blur
+from benchmarks.corruptions.weather import frost, snow
 
 Picture = NDArray[np.float64]
 Corrupt = Callable[[Picture, int, np.random.Generator, float], Picture]
@@ -47,7 +51,7 @@ def _speckle_noise(x: Picture, severity: int, rng: np.random.Generator, scale: f
 
 def _defocus_blur(x: Picture, severity: int, rng: np.random.Generator, scale: float) -> Picture:
     radius = c.DEFOCUS_RADIUS[severity - 1] * scale
-    return _convolve(x, _disk(radius, c.DEFOCUS_ALIAS_SIGMA[severity - 1]))
+    return convolve(x, disk(radius, c.DEFOCUS_ALIAS_SIGMA[severity - 1]))
 
 
 def _motion_blur(x: Picture, severity: int, rng: np.random.Generator, scale: float) -> Picture:
@@ -55,14 +59,14 @@ def _motion_blur(x: Picture, severity: int, rng: np.random.Generator, scale: flo
     angle = np.deg2rad(rng.uniform(*c.MOTION_ANGLE_DEGREES))
     radius = c.MOTION_RADIUS[severity - 1] * scale
     sigma = c.MOTION_SIGMA[severity - 1] * scale
-    return _convolve(x, _line(radius, sigma, angle))
+    return convolve(x, line(radius, sigma, angle))
 
 
 def _fog(x: Picture, severity: int, rng: np.random.Generator, scale: float) -> Picture:
     strength, decay = c.FOG_STRENGTH[severity - 1], c.FOG_WIBBLE_DECAY[severity - 1]
     height, width = x.shape[:2]
     # At 224 pixels the map has ImageNet-C's 256; on every size the cloud spans the picture.
-    cloud = plasma(_power_of_two(max(height, width)), decay, rng)
+    cloud = plasma(power_of_two(max(height, width)), decay, rng)
     brightest = x.max()
     foggy = x + strength * cloud[:height, :width, None]
     return np.asarray(foggy * brightest / (brightest + strength))
@@ -110,13 +114,21 @@ IMAGE_CORRUPTIONS: Mapping[str, ImageCorruption] = {
     "impulse_noise": ImageCorruption(_impulse_noise),
     "speckle_noise": ImageCorruption(_speckle_noise),
     "defocus_blur": ImageCorruption(_defocus_blur, spatial=True),
+    "glass_blur": ImageCorruption(glass_blur, spatial=True),
     "motion_blur": ImageCorruption(_motion_blur, spatial=True),
+    "zoom_blur": ImageCorruption(zoom_blur),
+    "snow": ImageCorruption(snow, spatial=True),
+    "frost": ImageCorruption(frost),
     "fog": ImageCorruption(_fog),
     "brightness": ImageCorruption(_brightness),
     "contrast": ImageCorruption(_contrast),
+    "elastic_transform": ImageCorruption(elastic_transform, spatial=True),
     "pixelate": ImageCorruption(_pixelate),
     "jpeg_compression": ImageCorruption(_jpeg_compression),
 }
+"""ImageNet-C's fifteen and its extra `speckle_noise`, in the retrieval papers' order."""
+VIDEO_CORRUPTIONS = tuple(name for name in IMAGE_CORRUPTIONS if name != "speckle_noise")
+"""The fifteen that the classification papers apply to video frames, in their order."""
 
 
 def corrupt_image(
@@ -142,85 +154,6 @@ def corrupt_image(
     factor = min(1.0, min(array.shape[:2]) / c.REFERENCE_PIXELS) if scale and corruption.spatial else 1.0
     corrupted = corruption.corrupt(array / 255.0, severity, rng, factor)
     return np.rint(np.clip(corrupted, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-def plasma(size: int, decay: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """A random cloud by diamond-square with wrap-around, [size, size] in [0, 1]; size a power of two.
-
-    Each new value is the mean of its four neighbours plus wibble * U(-wibble, wibble): the amplitude enters
-    squared, as in ImageNet-C's release. The wibble is divided by `decay` after each halving of the step.
-    """
-    cloud = np.zeros((size, size))
-    step, wibble = size, c.FOG_WIBBLE
-    while step >= 2:
-        half = step // 2
-        corners = cloud[::step, ::step]
-        across = corners + np.roll(corners, -1, axis=0)
-        cloud[half::step, half::step] = _wibbled(across + np.roll(across, -1, axis=1), wibble, rng)
-        centres = cloud[half::step, half::step]
-        beside = centres + np.roll(centres, 1, axis=0) + corners + np.roll(corners, -1, axis=1)
-        cloud[::step, half::step] = _wibbled(beside, wibble, rng)
-        above = centres + np.roll(centres, 1, axis=1) + corners + np.roll(corners, -1, axis=0)
-        cloud[half::step, ::step] = _wibbled(above, wibble, rng)
-        step, wibble = half, wibble / decay
-    cloud -= cloud.min()
-    highest = cloud.max()
-    return cloud / highest if highest > 0 else cloud
-
-
-def _wibbled(
-    sum_of_four: NDArray[np.float64], wibble: float, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    return sum_of_four / 4 + wibble * rng.uniform(-wibble, wibble, sum_of_four.shape)
-
-
-def _disk(radius: float, alias_sigma: float) -> NDArray[np.float64]:
-    """A uniform disk with softened edge, sum 1. [2n + 1, 2n + 1]"""
-    reach = int(np.ceil(radius))
-    axis = np.arange(-reach, reach + 1)
-    inside = (axis[:, None] ** 2 + axis[None, :] ** 2 <= radius**2).astype(np.float64)
-    disk = inside / inside.sum()
-    window = np.arange(-1, 2) if radius <= c.DEFOCUS_SMALL_RADIUS else np.arange(-2, 3)
-    weights = np.exp(-(window**2) / (2 * alias_sigma**2))
-    return _blur_both(disk, weights / weights.sum())
-
-
-def _blur_both(kernel: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A kernel convolved with the outer product of `weights`, grown by their reach: the sum stays 1."""
-    for axis in (0, 1):
-        kernel = np.apply_along_axis(np.convolve, axis, kernel, weights)
-    return kernel
-
-
-def _line(radius: float, sigma: float, angle: float) -> NDArray[np.float64]:
-    """exp(-t^2 / 2 sigma^2) at t = 0..radius along a line, shared among the four nearest cells; sum 1."""
-    reach = int(np.ceil(radius)) + 1
-    kernel = np.zeros((2 * reach + 1, 2 * reach + 1))
-    along = np.linspace(0.0, radius, 4 * reach + 1)
-    weight = np.exp(-(along**2) / (2 * max(sigma, 1e-6) ** 2))
-    rows, columns = reach - along * np.sin(angle), reach + along * np.cos(angle)
-    top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
-    down, right = rows - top, columns - left
-    np.add.at(kernel, (top, left), weight * (1 - down) * (1 - right))
-    np.add.at(kernel, (top, left + 1), weight * (1 - down) * right)
-    np.add.at(kernel, (top + 1, left), weight * down * (1 - right))
-    np.add.at(kernel, (top + 1, left + 1), weight * down * right)
-    return np.asarray(kernel / kernel.sum())
-
-
-def _convolve(x: Picture, kernel: NDArray[np.float64]) -> Picture:
-    """Every channel convolved with the kernel, borders reflected. [H, W, 3] -> [H, W, 3]"""
-    reach = kernel.shape[0] // 2
-    height, width = x.shape[:2]
-    padded = np.pad(x, ((reach, reach), (reach, reach), (0, 0)), mode="symmetric")
-    shape = (padded.shape[0] + 2 * reach, padded.shape[1] + 2 * reach)
-    product = np.fft.rfft2(padded, shape, axes=(0, 1)) * np.fft.rfft2(kernel, shape)[:, :, None]
-    full = np.fft.irfft2(product, shape, axes=(0, 1))
-    return full[2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width]
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length() if size > 1 else 2
 
 
 def _to_image(x: Picture) -> Image.Image:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.corruptions import IMAGE_CORRUPTIONS, Shift, UnknownShift, corrupt_image
+from benchmarks.corruptions import IMAGE_CORRUPTIONS, VIDEO_CORRUPTIONS, Shift, UnknownShift, corrupt_image
 from benchmarks.corruptions.image import plasma
 
 NAMES = list(IMAGE_CORRUPTIONS)
 # Fog's higher severities change the cloud's shape more than its strength; pixelate's blocks may fall in with
-# the picture's own waves. So their distance need not grow at every single severity.
-NOT_MONOTONE = {"fog", "pixelate"}
+# the picture's own waves; glass blur trades iterations for reach, elastic transform bends for ripples, frost
+# the picture for ice. So their distance need not grow at every single severity.
+NOT_MONOTONE = {"fog", "pixelate", "glass_blur", "elastic_transform", "frost"}
 
 
 def picture(height: int = 48, width: int = 48) -> np.ndarray:
@@ -265,3 +266,50 @@ def test_fog_spans_a_small_picture_as_it_does_a_large_one() -> None:
         grey = np.full((side, side, 3), 102, np.uint8)
         spans = [np.ptp(corrupted("fog", 1, seed=seed, image=grey).astype(int)) for seed in range(5)]
         assert np.mean(spans) > 50
+
+
+def test_the_fifteen_of_video_are_imagenet_c_without_speckle() -> None:
+    assert len(VIDEO_CORRUPTIONS) == 15
+    assert VIDEO_CORRUPTIONS[:3] == ("gaussian_noise", "shot_noise", "impulse_noise")
+    assert set(NAMES) - set(VIDEO_CORRUPTIONS) == {"speckle_noise"}
+
+
+@pytest.mark.parametrize("name", ["glass_blur", "elastic_transform", "frost"])
+def test_every_severity_is_far_from_the_picture(name: str) -> None:
+    assert all(distance(name, severity) > 5 for severity in range(1, 6))
+
+
+@pytest.mark.parametrize("name", ["glass_blur", "zoom_blur", "elastic_transform"])
+def test_moving_pixels_keeps_a_uniform_picture(name: str) -> None:
+    uniform = np.full((30, 41, 3), 90, np.uint8)
+    assert np.abs(corrupted(name, 5, image=uniform).astype(int) - uniform).max() <= 1
+
+
+def test_zoom_blur_smears_the_rim_and_not_the_centre() -> None:
+    checks = np.indices((81, 81)).sum(axis=0)[..., None] // 4 % 2 * np.full(3, 255)
+    change = np.abs(corrupted("zoom_blur", 1, image=checks.astype(np.uint8)).astype(float) - checks)
+    assert change[38:43, 38:43].mean() < 60 < 90 < change[:10, :10].mean()
+
+
+def test_glass_blur_moves_no_value_further_than_its_reach() -> None:
+    """Severity 1: two copies of at most one cell and two blurs cut at 3 cells."""
+    point = np.zeros((41, 41, 3), np.uint8)
+    point[20, 20] = 255
+    far = np.abs(np.argwhere(corrupted("glass_blur", 1, image=point)[..., 0] > 8) - 20).max()
+    assert far <= 6
+
+
+def test_snow_whitens_and_falls_differently_by_seed() -> None:
+    dark = np.full((64, 64, 3), 40, np.uint8)
+    first, second = (corrupted("snow", 3, seed, dark) for seed in (0, 1))
+    assert first.mean() > dark.mean() + 20
+    assert not np.array_equal(first, second)
+
+
+def test_frost_lets_the_published_share_of_the_picture_through() -> None:
+    """Severity 5 is 0.6 x + 0.75 ice: two pictures under the same ice differ by 0.6 of their difference."""
+    dark, darker = (np.full((64, 64, 3), value, np.uint8) for value in (60, 10))
+    first, second = (corrupted("frost", 5, 3, image).astype(float) for image in (dark, darker))
+    unclipped = first < 254
+    assert np.abs((first - second)[unclipped] - 30).max() <= 1
+    assert first.std() > 15
