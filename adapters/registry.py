@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from adapters.base import BadSettings, Method, UnknownMethod
+from adapters.classification import ClassifyMethod
 from adapters.settings import MethodSettings
-from adapters.source import Source, SourceSettings
+from adapters.source import Source, SourceClassifier, SourceSettings
 from adapters.tcr import TCR, TCRSettings
 from adapters.tcr_untrain import TCRUntrain, TCRUntrainSettings
+
+Task = Literal["retrieve", "classify"]
 
 
 @dataclass(frozen=True)
 class Registered:
     settings: type[MethodSettings]
-    build: Callable[[Any], Method]
+    build: Callable[[Any], Any]
     summary: str
 
 
@@ -30,15 +33,34 @@ METHODS: Mapping[str, Registered] = {
         TCRUntrainSettings, TCRUntrain, "Queries are rectified without training (TCR, Eq. 12-13)."
     ),
 }
+"""Methods of retrieval."""
+
+CLASSIFY_METHODS: Mapping[str, Registered] = {
+    "source": Registered(SourceSettings, SourceClassifier, "The frozen model; never adapts."),
+}
+"""Methods of classification."""
+
+METHODS_OF: Mapping[Task, Mapping[str, Registered]] = {"retrieve": METHODS, "classify": CLASSIFY_METHODS}
 
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
-    """The method `name` with `settings` over its defaults. Raises UnknownMethod, BadSettings."""
-    if name not in METHODS:
+    """The retrieval method `name` with `settings` over its defaults. Raises UnknownMethod, BadSettings."""
+    method: Method = _make(METHODS, name, settings)
+    return method
+
+
+def make_classify_method(name: str, settings: Mapping[str, Any] | None = None) -> ClassifyMethod:
+    """The same for classification."""
+    method: ClassifyMethod = _make(CLASSIFY_METHODS, name, settings)
+    return method
+
+
+def _make(methods: Mapping[str, Registered], name: str, settings: Mapping[str, Any] | None) -> Any:
+    if name not in methods:
         raise UnknownMethod(
-            f"unknown method {name!r}; there are {', '.join(METHODS)}{_nearest(name, METHODS)}"
+            f"unknown method {name!r}; there are {', '.join(methods)}{_nearest(name, methods)}"
         )
-    registered = METHODS[name]
+    registered = methods[name]
     known = registered.settings.model_fields
     for key in settings or {}:
         if key not in known:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from adapters.base import Forward, StepReport, at_least_fp32
+from adapters.classification import Answer, Artefact, Inputs, Slices, TwoStream
 from adapters.drift import batch_drift
 from adapters.settings import MethodSettings
 from adapters.state import AdaptationState
@@ -46,3 +47,29 @@ class Source:
     @torch.no_grad()
     def drift(self, state: AdaptationState, forward: Forward) -> Mapping[str, Tensor]:
         return batch_drift(at_least_fp32(forward.queries), forward.candidates, temperature=0.02)
+
+
+class SourceClassifier:
+    """The same for classification."""
+
+    name = "source"
+    adapts = False
+    needs: frozenset[Artefact] = frozenset()
+    fewest = 1
+
+    def __init__(self, settings: SourceSettings | None = None) -> None:
+        self.settings = settings or SourceSettings()
+
+    def check(self, model: TwoStream) -> None:
+        """It works with every model."""
+
+    def initial_state(self, model: TwoStream) -> AdaptationState:
+        return AdaptationState(method=self.name, fingerprint=model.fingerprint, parameters={})
+
+    @torch.no_grad()
+    def predict(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Tensor:
+        return model.forward(inputs).logits
+
+    def adapt(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Slices:
+        yield Answer(self.predict(model, state, inputs), learns=False)
+        return StepReport.skipped("the source model does not adapt")

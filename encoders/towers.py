@@ -164,6 +164,13 @@ def _features(body: ImageBody | TextBody, inputs: Prepared | Buckets, values: Ma
     return torch.cat([body(part, values) for part in inputs.parts])[inputs.order]
 
 
+def pixel_scaling(spec: ImageSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What pixels 0..255 are multiplied by, and what is then added: [1, 3, 1, 1] each."""
+    mean = torch.tensor(spec.mean, dtype=torch.float64).reshape(1, 3, 1, 1)
+    std = torch.tensor(spec.std, dtype=torch.float64).reshape(1, 3, 1, 1)
+    return (spec.rescale / std).to(dtype), (-mean / std).to(dtype)
+
+
 class ImageTower:
     """Pictures to unit rows."""
 
@@ -181,10 +188,8 @@ class ImageTower:
             if any(value.dtype == torch.float64 for value in parameters.values())
             else torch.float32
         )
-        mean = torch.tensor(spec.mean, dtype=torch.float64).reshape(1, 3, 1, 1)
-        std = torch.tensor(spec.std, dtype=torch.float64).reshape(1, 3, 1, 1)
-        self._scale = (spec.rescale / std).to(dtype).to(device)
-        self._shift = (-mean / std).to(dtype).to(device)
+        scale, shift = pixel_scaling(spec, dtype)
+        self._scale, self._shift = scale.to(device), shift.to(device)
 
     def prepare(self, items: Sequence[np.ndarray]) -> Prepared:
         """uint8 pixels [3, H, W] each, of the encoder's size."""
