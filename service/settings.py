@@ -187,6 +187,44 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(64 * MIB, ge=1024, description="Most bytes of a request body.")
     max_snapshot_bytes: int = Field(256 * MIB, ge=1024, description="Most bytes of an imported snapshot.")
 
+    # Limits of /classify
+    max_audio_bytes: int = Field(32 * MIB, ge=1, description="Most bytes of one sound, as sent.")
+    max_audio_seconds: float = Field(60.0, gt=0, le=3600, description="Longest sound, read from its header.")
+    max_clip_bytes: int = Field(32 * MIB, ge=1, description="Most bytes of one video clip, as sent.")
+    max_clip_seconds: float = Field(60.0, gt=0, le=3600, description="Longest video clip.")
+    max_labels: int = Field(1000, ge=2, description="Most labels that a request of /classify may name.")
+    classify_connections: int = Field(
+        32, ge=1, description="Most streaming requests of /classify (NDJSON and WebSocket) open at once."
+    )
+    classify_window_items: int = Field(
+        64,
+        ge=1,
+        le=4096,
+        description="Samples of one streaming request that are read and not yet answered; beyond, reading "
+        "waits. At least twice the batch where batches are gathered.",
+    )
+    classify_line_bytes: int = Field(
+        16 * MIB, ge=1024, description="Most bytes of one line or WebSocket message of /classify."
+    )
+    classify_line_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds in which a line of /classify must be whole once it has begun."
+    )
+    classify_idle_timeout_s: float = Field(
+        300.0, gt=0, description="Seconds without a line after which a streaming request of /classify ends."
+    )
+    classify_write_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds that a client may leave answers unread; then its connection ends. Holds for "
+        "every connection of the server.",
+    )
+    websocket_origins: tuple[str, ...] = Field(
+        (),
+        description="Further web origins whose pages may open a WebSocket, for example "
+        "`https://shop.example` (a JSON list in the environment). Pages of the server's own address always "
+        "may, others never.",
+    )
+
     # Access and rate limits
     api_keys: tuple[SecretStr, ...] = Field(
         (),
