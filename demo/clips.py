@@ -1,13 +1,13 @@
-"""Short audio-visual clips drawn and synthesised by seed: a thing in a picture, and what is heard meanwhile.
+"""Short audio-visual clips drawn and synthesised by seed: a thing in a picture, and what is heard.
 
 A class is an event: a thing (LOOKS) with a sound (SOUNDS). Half of the things have two sounds, half of the
 sounds belong to two things (EVENTS): a picture alone or a sound alone names two clips of three at best, both
-together name all. Place, size, turn, colour, background, pitch, loudness, onset and a mild noise vary from clip
-to clip.
+together name all. Place, size, turn, colour, background, pitch, loudness, onset and a mild noise vary from
+clip to clip.
 
 `make_clip(seed)` makes one, `sample_files(seed)` the same as WAV and PNG bytes, and
-`python -m demo.clips --out DIR --count 100` writes a folder. Twelve seeds in a row, from a multiple of 12, hold
-every class once. Nothing here uses Python's salted hashing or a platform's random source.
+`python -m demo.clips --out DIR --count 100` writes a folder. Twelve seeds in a row, from a multiple of 12,
+hold every class once. Nothing here uses Python's salted hashing or a platform's random source.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ __all__ = [
 
 SAMPLE_RATE = 16_000
 SAMPLES = 20_800  # 1.3 s: 128 frames of a filter bank with 25 ms windows every 10 ms
-FRAME_SIZE = 64
-CANVAS = 4 * FRAME_SIZE  # drawn larger and shrunk: that is the antialiasing
+FRAME_SIZE = 96
+CANVAS = 3 * FRAME_SIZE  # drawn larger and shrunk: that is the antialiasing
 
 Wave = NDArray[np.float64]  # [SAMPLES]
 Colour = tuple[int, int, int]
@@ -86,7 +86,7 @@ SPLITS: dict[str, int] = {"train": 0, "dev": 1_000_000, "test": 2_000_000}
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip: waveform float32 [20800] within -1..1 at 16 kHz, frame uint8 [64, 64, 3], RGB."""
+    """One clip: waveform float32 [20800] within -1..1 at 16 kHz, frame uint8 [96, 96, 3], RGB."""
 
     label: str
     waveform: NDArray[np.float32]
