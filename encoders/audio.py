@@ -41,6 +41,8 @@ _FURTHEST_LOG = 104.0
 _BLOCK_FRAMES = 65_536
 # A writer that could not know the length leaves a size from here on in the data chunk.
 _UNKNOWN_SIZE = 0x7FFF_0000
+# What libsndfile says of a flac without a total; it then fails at the end instead of ending.
+_UNKNOWN_FRAMES = 2**63 - 1
 
 Waveform = NDArray[np.float32]
 Fbank = NDArray[np.float32]
@@ -117,7 +119,7 @@ def read_audio(
     Channels are averaged. The header alone decides on codec, rate, channels and length; then blocks are
     decoded, and never more than `max_seconds`, whatever the header says. A wav or flac that ends before the
     samples it announces is refused. An ogg announces nothing, so one that was cut is read up to the cut;
-    likewise a wav whose writer left the length open. Silence and clipped sound are accepted.
+    likewise a wav whose writer left the length open (not a flac). Silence and clipped sound are accepted.
 
     Raises:
         AudioTooLong: more than `max_bytes` bytes, or longer than `max_seconds`.
@@ -134,7 +136,8 @@ def read_audio(
             rate = int(file.samplerate)
             waveform = _decode(file, max_seconds)
     except soundfile.SoundFileError as error:
-        raise BadAudio(f"the sound is corrupt or truncated: {error}") from error
+        reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else error
+        raise BadAudio(f"the sound is corrupt or truncated: {reason}") from error
     return resampled(waveform, rate, sample_rate)
 
 
@@ -174,6 +177,8 @@ def _check_header(file: soundfile.SoundFile, max_seconds: float) -> None:
         raise BadAudio(f"the sound has {file.channels} channels; at most {MAX_CHANNELS} are accepted")
     if file.frames < 1:
         raise BadAudio("the sound has no samples")
+    if file.frames == _UNKNOWN_FRAMES:
+        raise BadAudio("the sound does not say how long it is; write the flac with its total of samples")
     if file.frames > max_seconds * file.samplerate:
         seconds = file.frames / file.samplerate
         raise AudioTooLong(f"the sound lasts {seconds:.1f} s; at most {max_seconds:g} s are accepted")
@@ -236,8 +241,8 @@ def fbank(waveform: NDArray[np.floating[Any]], spec: AudioSpec) -> Fbank:
     mono(waveform[:, None])
     used = waveform[: (spec.frames - 1) * shift + window] - waveform.mean(dtype=np.float64)
     computer = knf.OnlineFbank(_options(spec))
-    # A list of floats crosses into the library faster than an array does.
-    computer.accept_waveform(spec.sample_rate, used.tolist())
+    # The library takes any sequence of floats, and a memoryview is read faster than an array or a list.
+    computer.accept_waveform(spec.sample_rate, memoryview(used.astype(np.float32)))
     computer.input_finished()
     return np.stack([computer.get_frame(index) for index in range(computer.num_frames_ready)])
 
