@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from adapters.base import BadSettings, Method, UnknownMethod
+from adapters.brimpr import BriMPR, BriMPRSettings
 from adapters.classification import ClassifyMethod
 from adapters.settings import MethodSettings
 from adapters.source import Source, SourceClassifier, SourceSettings
@@ -37,6 +38,9 @@ METHODS: Mapping[str, Registered] = {
 
 CLASSIFY_METHODS: Mapping[str, Registered] = {
     "source": Registered(SourceSettings, SourceClassifier, "The frozen model; never adapts."),
+    "brimpr": Registered(
+        BriMPRSettings, BriMPR, "Prompts realign each modality, then both (BriMPR, AAAI 2026)."
+    ),
 }
 """Methods of classification."""
 
