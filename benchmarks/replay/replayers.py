@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,19 +12,12 @@ from adapters.losses import modality_gap, noise_robust_entropy, uniformity
 from adapters.memory import read_memory, remember
 from adapters.state import AdaptationState
 from benchmarks.metrics import both_directions, relevant_ranks
+from benchmarks.replay import classification
 from benchmarks.replay.compare import Comparison
 from benchmarks.replay.golden import Golden
+from benchmarks.replay.replayer import Replayer
 from benchmarks.replay.stream import NotReplayableError, check_stream, method_of, padded, run_stream
 from benchmarks.replay.toy import ToyTower
-
-
-@dataclass(frozen=True)
-class Replayer:
-    """matches(golden) decides by what the golden holds; run(comparison) replays and compares."""
-
-    name: str
-    matches: Callable[[Golden], bool]
-    run: Callable[[Comparison], None]
 
 
 def _is_toy_retrieval(golden: Golden) -> bool:
@@ -178,7 +169,9 @@ REPLAYERS: tuple[Replayer, ...] = (
     Replayer("tiny CLIP stream", _is_clip, _replay_clip),
     Replayer("TCR losses", _is_losses, _replay_losses),
     Replayer("retrieval metrics", _is_metrics, _replay_metrics),
+    *classification.REPLAYERS,
 )
+"""The first that matches replays a golden. Other files hold tables of their own, which are added here."""
 
 
 def replayer_of(golden: Golden) -> Replayer:
