@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,20 +16,11 @@ from adapters.base import StepReport
 from adapters.classification import Answer, ClassifyMethod, TwoStream
 from adapters.losses import softmax_entropy
 from adapters.state import AdaptationState
-from service.pipeline import Outcome, StageTimes, settle
+from service.pipeline import EarlyAnswer, Outcome, StageTimes, settle
 
 
-@dataclass(frozen=True)
-class EarlyLogits:
-    """What `adapt` hands out once a batch's logits [B, C] are final; compare service.pipeline.EarlyAnswer."""
-
-    logits: Tensor
-    status: Literal["applying", "applied", "skipped", "undone"]
-    reason: str
-    version: int
-
-
-OnLogits = Callable[[EarlyLogits], None]
+OnLogits = Callable[[EarlyAnswer[Tensor]], None]
+"""Called with a batch's logits [B, C] once they are final."""
 
 
 @torch.no_grad()
@@ -73,7 +63,7 @@ def adapt(
     if refusal:
         if on_answer is not None:
             logits = answer(model=model, method=method, state=state, inputs=inputs, times=times)
-            on_answer(EarlyLogits(logits, "skipped", refusal, state.version))
+            on_answer(EarlyAnswer(logits, "skipped", refusal, state.version))
         return Outcome("skipped", refusal, None)
     working = state.clone()
     for value in working.parameters.values():
@@ -102,7 +92,7 @@ def adapt(
         if outcome.status == "undone":  # the working state is dropped, and what it answered with it
             logits = answer(model=model, method=method, state=state, inputs=inputs, times=times)
         version = (outcome.state or state).version
-        on_answer(EarlyLogits(logits, outcome.status, outcome.reason, version))
+        on_answer(EarlyAnswer(logits, outcome.status, outcome.reason, version))
     return outcome
 
 
@@ -110,7 +100,7 @@ def _answer_early(on_answer: OnLogits, logits: Tensor, state: AdaptationState) -
     """Answer, and None; where the logits are none (the batch will be undone) it is done later."""
     if not bool(torch.isfinite(logits).all()):
         return on_answer
-    on_answer(EarlyLogits(logits, "applying", "answered before the update", state.version + 1))
+    on_answer(EarlyAnswer(logits, "applying", "answered before the update", state.version + 1))
     return None
 
 
