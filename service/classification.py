@@ -18,7 +18,6 @@ from adapters.losses import softmax_entropy
 from adapters.state import AdaptationState
 from service.pipeline import EarlyAnswer, Outcome, StageTimes, settle
 
-
 OnLogits = Callable[[EarlyAnswer[Tensor]], None]
 """Called with a batch's logits [B, C] once they are final."""
 
