@@ -48,8 +48,6 @@ from adapters.state import AdaptationState
 _MODALITIES: tuple[Modality, ...] = ("audio", "video")
 _NAMES: Mapping[Modality, str] = {"audio": "prompts_a", "video": "prompts_v"}
 
-Noise = Mapping[Modality, Tensor]
-
 
 class BriMPRSettings(MethodSettings):
     """Every constant of the released code."""
@@ -144,9 +142,7 @@ class BriMPR:
         return logits
 
     def adapt(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Slices:
-        embedded = _embed(model, inputs)
-        kept = self.kept_tokens(state, embedded)
-        towers = self._towers(model, state, embedded, kept)
+        towers = self._towers(model, state, inputs)
         logits, fused = _whole(model, towers)
         yield Answer(logits)
         passes = _partly(model, towers, logits, fused)
@@ -168,7 +164,14 @@ class BriMPR:
 
     # -- passes -------------------------------------------------------------------------------------
 
-    def kept_tokens(self, state: AdaptationState, embedded: Mapping[Modality, Tensor]) -> Noise:
+    def passes(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Passes:
+        """All passes of one batch; counts a draw of the masks in `state`."""
+        towers = self._towers(model, state, inputs)
+        return _partly(model, towers, *_whole(model, towers))
+
+    def kept_tokens(
+        self, state: AdaptationState, embedded: Mapping[Modality, Tensor]
+    ) -> dict[Modality, Tensor]:
         """Which tokens the masked twins keep: int64 [B, kept] of each modality."""
         random = generator(state)
         kept: dict[Modality, Tensor] = {}
@@ -180,14 +183,10 @@ class BriMPR:
             kept[modality] = noise.to(tokens.device).argsort(dim=1)[:, :count]
         return kept
 
-    def _towers(
-        self,
-        model: TwoStream,
-        state: AdaptationState,
-        embedded: Mapping[Modality, Tensor],
-        kept: Mapping[Modality, Tensor],
-    ) -> Mapping[Modality, Any]:
+    def _towers(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Mapping[Modality, Any]:
         """Full and masked tokens of each modality behind its tower."""
+        embedded = _embed(model, inputs)
+        kept = self.kept_tokens(state, embedded)
         prompts = _prompts(state)
         return {
             modality: model.tower_packed(
