@@ -306,8 +306,8 @@ def pair_digits(
     """Written and spoken digits of the same class, paired by a fixed seed.
 
     Splits are by file, as the sources have them: MNIST's own, and the recordings' column `split`. So neither
-    a picture nor a recording is in both; the speakers are. Every picture is used once at most, every recording
-    about equally often (there are fewer of them). Digits come in turn. Raises DatasetError.
+    a picture nor a recording is in both; the speakers are. Every picture is used once at most, every
+    recording about equally often (there are fewer of them). Digits come in turn. Raises DatasetError.
     """
     if split not in ("train", "test"):
         raise DatasetError(f"the digits have the splits train and test, not {split!r}")
