@@ -297,10 +297,11 @@ class Metrics:
         """A request was refused by the limit of its key (or address), or of its stream."""
         self._rate_limited.labels(by).inc()
 
-    def observe_request(self, *, route: str, method: str, status: int, seconds: float) -> None:
-        """An HTTP request ended; `route` is the template, not the path."""
+    def observe_request(self, *, route: str, method: str, status: int, seconds: float | None) -> None:
+        """An HTTP request ended; `route` is the template, not the path. `seconds` None: it streamed."""
         self._requests.labels(route, known_method(method) or "other", str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        if seconds is not None:
+            self._request_seconds.labels(route).observe(seconds)
 
     # What is shown
 

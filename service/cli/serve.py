@@ -76,6 +76,7 @@ def run(settings: Settings) -> None:
     """
     try:
         listener = _bind(settings.host, settings.port)
+        _end_unread_connections(listener, settings.classify_write_timeout_s)
     except OSError as error:
         fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}", WRONG_USE)
     with listener:
@@ -99,12 +100,24 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
             if self.started:
                 typer.echo(announcement(settings, listener.getsockname()[1]))
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # Before uvicorn closes WebSockets without a word and waits for requests that do not end.
+            if app.state.live_streams is not None:
+                await app.state.live_streams.close(settings.shutdown_grace_s)
+            await super().shutdown(sockets)
+
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=settings.classify_line_bytes,
+        # Base64 hardly shrinks, and what is never inflated cannot be a bomb.
+        ws_per_message_deflate=False,
+        # Pings keep proxies from closing; an answer that is not read for a full window is no dead client,
+        # and a dead one is noticed by TCP_USER_TIMEOUT.
+        ws_ping_timeout=None,
         lifespan="on",
         timeout_graceful_shutdown=max(1, math.ceil(settings.shutdown_grace_s)),
     )
@@ -132,6 +145,17 @@ def announcement(settings: Settings, port: int) -> str:
         """-d '{"queries": [{"text": "a red circle"}]}'\n"""
         "  stop    Ctrl-C"
     )
+
+
+def _end_unread_connections(listener: socket.socket, after_s: float) -> None:
+    """Let the kernel end connections whose peer takes no data for so long; accepted ones inherit it.
+
+    A server can stop writing to such a peer, but what it has written already would wait for ever.
+    """
+    import socket
+
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(after_s * 1000))
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -15,12 +15,13 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from service import tracing
+from service.http.classify_stream import OpenStreams
 from service.http.dependencies import RateLimits
 from service.http.engine import Engine
 from service.http.errors import respond
 from service.http.middleware import Gate
 from service.http.openapi import FAILURES, document
-from service.http.routes import galleries, health, models, retrieve, streams
+from service.http.routes import classify, galleries, health, models, retrieve, streams
 from service.metrics import Metrics
 from service.settings import Settings
 from service.version import VERSION
@@ -63,7 +64,8 @@ def create_app(settings: Settings, engine: Engine | None = None, *, start: Start
     # Decoding is CPU work: more threads than cores only hold more pictures in memory at once.
     app.state.decoders = CapacityLimiter(max(2, min(8, os.cpu_count() or 2)))
     app.state.limits = _limits(settings)
-    _equip(app, settings, engine, start, [retrieve, galleries, streams, models, health])
+    app.state.live_streams = OpenStreams(settings.classify_connections)
+    _equip(app, settings, engine, start, [retrieve, classify, galleries, streams, models, health])
     document(app)
     return app
 
@@ -77,6 +79,7 @@ def create_health_app(
     """
     app = FastAPI(lifespan=_lifespan, openapi_url=None, redirect_slashes=False)
     app.state.limits = None
+    app.state.live_streams = None
     _equip(app, settings, served, start, [health])
     return app
 
@@ -122,6 +125,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        if app.state.live_streams is not None:
+            await app.state.live_streams.close(app.state.settings.shutdown_grace_s)
         if given is None:
             await served.close()
         if app.state.limits is not None:

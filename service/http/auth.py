@@ -11,11 +11,13 @@ from typing import Annotated
 from fastapi import Depends
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
-from starlette.requests import Request
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection, Request
 from starlette.types import Scope
 
 from service.errors import Forbidden, Unauthorized
 from service.http.dependencies import SettingsDep
+from service.settings import Settings
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="bearer", description="The admin key or an API key.")
 _admin_header = APIKeyHeader(
@@ -60,9 +62,14 @@ async def require_key(
     Raises:
         Unauthorized: the server has API keys, and the request carries neither one of them nor the admin key.
     """
-    if not settings.api_keys:
-        return f"address:{_address(request)}"
     offered = bearer.credentials if bearer is not None else api_header or admin_header
+    return caller_of(request, settings, offered)
+
+
+def caller_of(connection: HTTPConnection, settings: Settings, offered: str | None) -> str:
+    """As `require_key`, with the key already found; None: there is none."""
+    if not settings.api_keys:
+        return f"address:{_address(connection)}"
     if offered is None:
         raise Unauthorized(
             "this route needs an API key: send `Authorization: Bearer KEY` or `X-Attune-Api-Key: KEY`"
@@ -93,6 +100,31 @@ def refuse_foreign_page(scope: Scope) -> None:
         raise Forbidden("requests from web pages of other sites are refused")
 
 
+def key_in_headers(headers: Headers) -> str | None:
+    """The key that a WebSocket's handshake carries, as a request would."""
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and credentials:
+        return credentials.strip()
+    return headers.get("x-attune-api-key") or headers.get("x-attune-admin-key") or None
+
+
+def refuse_foreign_socket(headers: Headers, further_origins: Iterable[str]) -> None:
+    """A web page of another site must not open a WebSocket: browsers let it, and name the page's origin.
+
+    Raises:
+        Forbidden: there is an origin that is neither the server's own address nor among `further_origins`.
+    """
+    origin = headers.get("origin")
+    if origin is None or origin in further_origins:
+        return
+    scheme, separator, address = origin.partition("://")
+    own = headers.get("host", "").lower()
+    if scheme not in ("http", "https") or not separator or not own or address.lower() != own:
+        raise Forbidden(
+            "WebSockets from web pages of other origins are refused; see the setting websocket_origins"
+        )
+
+
 def _known(offered: str, keys: Iterable[SecretStr]) -> bytes | None:
     """The digest of `offered` if it is one of `keys`.
 
@@ -108,7 +140,7 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "replace")).digest()
 
 
-def _address(request: Request) -> str:
+def _address(request: HTTPConnection) -> str:
     """The client's address; of IPv6 the network, because one client has 2^64 addresses of it."""
     host = request.client.host if request.client is not None else "unknown"
     try:

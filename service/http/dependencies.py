@@ -8,7 +8,7 @@ from typing import Annotated, Any, Protocol, TypeVar, cast
 
 from anyio import CapacityLimiter
 from fastapi import Depends
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
 from service import tracing
 from service.errors import NotReady
@@ -23,14 +23,18 @@ async def _settings(request: Request) -> Settings:
     return cast(Settings, request.app.state.settings)
 
 
-async def _engine(request: Request) -> Engine:
+def engine_of(connection: HTTPConnection) -> Engine:
     """The engine, once it answers. Raises NotReady before."""
-    engine: Engine | None = request.app.state.engine
+    engine: Engine | None = connection.app.state.engine
     if engine is None:
         raise NotReady("the server is starting")
     if not engine.ready:
         raise NotReady(f"the server is not ready: {engine.why_not_ready}")
     return engine
+
+
+async def _engine(request: Request) -> Engine:
+    return engine_of(request)
 
 
 async def _decoders(request: Request) -> CapacityLimiter:
@@ -54,12 +58,12 @@ DecodersDep = Annotated[CapacityLimiter, Depends(_decoders)]
 LimitsDep = Annotated[RateLimits | None, Depends(_limits)]
 
 
-def note(request: Request, **fields: Any) -> None:
+def note(request: HTTPConnection, **fields: Any) -> None:
     """Add fields to the one log line of this request."""
     request.scope.setdefault("attune", {}).update(fields)
 
 
-def carrier(request: Request) -> dict[str, str]:
+def carrier(request: HTTPConnection) -> dict[str, str]:
     """What travels with a job to whoever does it: this request's id, and the trace it is part of."""
     return tracing.inject(request_id=request.scope.get("attune", {}).get("request_id"))
 

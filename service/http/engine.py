@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from encoders.preprocessing import ImageSpec
-from service.messages import Canary, NewItem, RetrieveAnswer, RetrieveRequest
+from service.catalogue import ClassifierCard
+from service.messages import (
+    Canary,
+    ClassifyAnswer,
+    ClassifyRequest,
+    NewItem,
+    RetrieveAnswer,
+    RetrieveRequest,
+)
 from service.metrics import Metrics
 
+Task = Literal["retrieve", "classify"]
 Card = dict[str, Any]
 """A description as plain JSON values."""
 
@@ -26,9 +35,12 @@ class Engine(Protocol):
     def image_spec(self) -> ImageSpec: ...
     @property
     def dimension(self) -> int: ...
+    @property
+    def classifier(self) -> ClassifierCard | None: ...
 
     async def close(self) -> None: ...
     async def retrieve(self, request: RetrieveRequest) -> RetrieveAnswer: ...
+    async def classify(self, request: ClassifyRequest) -> ClassifyAnswer: ...
     def describe_models(self) -> Card: ...
 
     async def list_galleries(self) -> list[Card]: ...
@@ -52,6 +64,8 @@ class Engine(Protocol):
         settings: Mapping[str, Any] | None = None,
         pinned: bool | None = None,
         guard: Mapping[str, Any] | None = None,
+        *,
+        task: Task | None = None,
     ) -> Card: ...
     async def reset_stream(self, name: str) -> Card: ...
     async def delete_stream(self, name: str, *, force: bool = False) -> None: ...

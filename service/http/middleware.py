@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 from structlog.contextvars import bound_contextvars
 
 from service import tracing
@@ -24,6 +25,7 @@ _QUIET = frozenset({"/livez", "/readyz", "/metrics"})
 _NAMES = frozenset({"gallery", "stream", "snapshot"})
 _SHOWN_IN_SPANS = frozenset({"stream", "gallery", "queries", "state_version", "code"})
 CLIENT_LEFT = 499
+SWITCHED = 101
 
 log = structlog.get_logger("attune.http")
 
@@ -35,6 +37,9 @@ class Gate:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._talk(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -58,26 +63,101 @@ class Gate:
         finally:
             exchange.record()
 
-    def _failure(self, error: Exception, exchange: _Exchange) -> Failure:
+    async def _talk(self, scope: Scope, receive: Receive, send: Send) -> None:
+        talk = _Talk(scope, send)
+        with bound_contextvars(request_id=talk.id):
+            try:
+                await self.app(scope, receive, talk.send)
+            except (ClientDisconnect, WebSocketDisconnect):
+                pass  # it left first; the log line says so
+            except Exception as error:
+                await talk.fail(self._failure(error, talk))
+            finally:
+                talk.record()
+
+    def _failure(self, error: Exception, exchange: _Exchange | _Talk) -> Failure:
         failure = failure_of(error)
         if failure is None or failure.status == 500:
             log.error("unexpected error", exc_info=error, **exchange.fields())
         return failure or internal(exchange.id)
 
 
-class _Exchange:
-    """One request and its response."""
+class _Named:
+    """What a request and a WebSocket have in common: an id, and what is noted for the log."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         offered = Headers(scope=scope).get("x-request-id", "")
         self.id = offered if _ID.fullmatch(offered) else uuid.uuid4().hex
-        self.status = CLIENT_LEFT
         self._scope = scope
         self._send = send
-        self._started = False
         self._began = time.perf_counter()
         self._noted: dict[str, Any] = scope.setdefault("attune", {})
         self._noted["request_id"] = self.id
+
+    def fields(self) -> dict[str, Any]:
+        """What every log line says: the id, what the route noted, what the path names."""
+        fields = dict(self._noted)
+        for name, value in self._scope.get("path_params", {}).items():
+            if name in _NAMES and isinstance(value, str) and len(value) <= 128 and _ID.fullmatch(value):
+                fields.setdefault(name, value)
+        trace_id = tracing.trace_id()
+        return fields if trace_id is None else {**fields, "trace_id": trace_id}
+
+
+class _Talk(_Named):
+    """One WebSocket, from its handshake to its end."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        super().__init__(scope, send)
+        self._status = CLIENT_LEFT
+        self._close: int | None = None
+        self._opened = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "websocket.accept":
+            self._opened, self._status = True, SWITCHED
+        elif message["type"] == "websocket.http.response.start":
+            self._opened, self._status = True, message["status"]
+        elif message["type"] == "websocket.close":
+            self._status = self._status if self._opened else 403
+            self._opened, self._close = True, message.get("code", 1000)
+        await self._send(message)
+
+    async def fail(self, failure: Failure) -> None:
+        """Refuse the handshake with `failure` as a response; an open one just ends, with 1011."""
+        self._noted["code"] = failure.code
+        with suppress(OSError, RuntimeError):  # it is gone already
+            if self._opened:
+                await self.send({"type": "websocket.close", "code": 1011, "reason": failure.code})
+            elif "websocket.http.response" in self._scope.get("extensions", {}):
+                response = failure.response()
+                start = {"status": failure.status, "headers": response.raw_headers}
+                await self.send({"type": "websocket.http.response.start", **start})
+                await self.send({"type": "websocket.http.response.body", "body": response.body})
+            else:
+                await self.send({"type": "websocket.close", "code": 1008, "reason": failure.code})
+
+    def record(self) -> None:
+        seconds = time.perf_counter() - self._began
+        route = _route(self._scope)
+        _count(self._scope, route=route, method="GET", status=self._status, seconds=None)
+        log.info(
+            "websocket",
+            route=route,
+            status=self._status,
+            close=self._close,
+            ms=round(seconds * 1000, 2),
+            **self.fields(),
+        )
+
+
+class _Exchange(_Named):
+    """One request and its response."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        super().__init__(scope, send)
+        self.status = CLIENT_LEFT
+        self._started = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -93,19 +173,12 @@ class _Exchange:
         self._noted["code"] = failure.code
         await failure.response()(self._scope, receive, self.send)
 
-    def fields(self) -> dict[str, Any]:
-        """What every log line of this request says: its id, what the route noted, what its path names."""
-        fields = dict(self._noted)
-        for name, value in self._scope.get("path_params", {}).items():
-            if name in _NAMES and isinstance(value, str) and len(value) <= 128 and _ID.fullmatch(value):
-                fields.setdefault(name, value)
-        trace_id = tracing.trace_id()
-        return fields if trace_id is None else {**fields, "trace_id": trace_id}
-
     def record(self) -> None:
         seconds = time.perf_counter() - self._began
         route = _route(self._scope)
-        self._count(route, seconds)
+        # A streamed answer takes as long as its client likes, which says nothing of this server.
+        timed = None if self._noted.pop("streamed", False) else seconds
+        _count(self._scope, route=route, method=self._scope["method"], status=self.status, seconds=timed)
         write = log.debug if route in _QUIET and self.status < 400 else log.info
         write(
             "request",
@@ -130,13 +203,12 @@ class _Exchange:
         if self.status >= 500:
             tracing.mark_failed(span, str(self.status))
 
-    def _count(self, route: str, seconds: float) -> None:
-        app = self._scope.get("app")
-        engine = app.state.engine if app is not None else None
-        if engine is not None:
-            engine.metrics.observe_request(
-                route=route, method=self._scope["method"], status=self.status, seconds=seconds
-            )
+
+def _count(scope: Scope, **observed: Any) -> None:
+    app = scope.get("app")
+    engine = app.state.engine if app is not None else None
+    if engine is not None:
+        engine.metrics.observe_request(**observed)
 
 
 def _server_span(scope: Scope, request_id: str) -> AbstractContextManager[tracing.Span]:

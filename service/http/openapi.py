@@ -10,6 +10,14 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.http.classify_schemas import (
+    ClassifyAnswerShown,
+    ClassifyBody,
+    ClassifyOptions,
+    LineShown,
+    LiveOptions,
+    SampleBody,
+)
 from service.http.schemas import (
     CanariesBody,
     ErrorBody,
@@ -26,6 +34,10 @@ from service.http.schemas import (
 BODIES: tuple[type[BaseModel], ...] = (
     RetrieveBody,
     RetrieveOptions,
+    ClassifyBody,
+    ClassifyOptions,
+    SampleBody,
+    LineShown,
     NewGallery,
     CanariesBody,
     ItemsBody,
@@ -87,6 +99,61 @@ RETRIEVE_ANSWER_EXAMPLE = {
     "stream": "default",
 }
 
+CLASSIFY_EXAMPLES = {
+    "clip": {
+        "summary": "a sound and a picture",
+        "value": {
+            "samples": {"id": "7", "audio": "UklGRi...", "image": "data:image/png;base64,iVBORw0KGgo..."}
+        },
+    },
+    "batch": {
+        "summary": "a batch of one stream, adapted to before the answer; the second has no picture",
+        "value": {
+            "samples": [{"audio": "UklGRi...", "image": "/9j/4AAQ..."}, {"audio": "UklGRi..."}],
+            "stream": "door-2",
+            "adapt": "sync",
+            "top": 3,
+        },
+    },
+    "zero-shot": {
+        "summary": "a text by labels given as texts; pictures likewise",
+        "value": {
+            "samples": [{"text": "two red circles"}],
+            "labels": ["circle", "square"],
+            "template": "a picture of a {}",
+        },
+    },
+}
+CLASSIFY_ANSWER_EXAMPLE = {
+    "answers": [
+        {
+            "id": "7",
+            "labels": [
+                {"label": "phone ringing", "probability": 0.8123},
+                {"label": "bell struck", "probability": 0.1011},
+            ],
+            "entropy_nats": 0.71,
+            "missing": [],
+        }
+    ],
+    "adaptation": {
+        "method": "brimpr",
+        "mode": "async",
+        "direction": "audio+video->label",
+        "state_version": 3,
+        "status": "queued",
+        "reason": "",
+        "batch_size": 1,
+    },
+    "timings": {"wait": 0.4, "encode": 21.5, "search": 0.0, "adapt": 0.0, "total": 22.3},
+    "stream": "default",
+    "model": "demo",
+}
+LINE_EXAMPLE = (
+    '{"index": 0, "labels": [{"label": "bell struck", "probability": 0.8}], "entropy_nats": 0.7, ...}\n'
+    '{"index": 1, "error": {"code": "not_json", "message": "...", "details": {}}}\n'
+)
+
 
 def json_request(
     model: type[BaseModel], example: Mapping[str, Any], *, required: bool = True
@@ -136,6 +203,61 @@ def retrieve_request() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}, "parameters": parameters}
 
 
+def classify_request() -> dict[str, Any]:
+    """`openapi_extra` of /classify: its three forms over HTTP."""
+    file = {"type": "string", "format": "binary"}
+    form = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "audio": {"type": "array", "items": file, "description": "Sounds, one field each."},
+            "image": {
+                "type": "array",
+                "items": file,
+                "description": "Pictures; each goes with the sound beside it.",
+            },
+            "clip": {"type": "array", "items": file, "description": "Short videos, a sample each."},
+            "text": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "Texts, a sample each; only with labels.",
+            },
+            **_fields_of(ClassifyOptions),
+        },
+    }
+    parameters = [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": schema,
+            "description": f"For NDJSON, and for forms where they have it: {schema.get('description', '')}",
+        }
+        for name, schema in _fields_of(LiveOptions).items()
+    ]
+    content = {
+        "application/json": {"schema": _reference(ClassifyBody), "examples": CLASSIFY_EXAMPLES},
+        "multipart/form-data": {
+            "schema": form,
+            "examples": {
+                "pair": {
+                    "summary": "curl -F audio=@a.wav -F image=@a.png -F top=3 URL/classify",
+                    "value": {"audio": ["(the file's bytes)"], "image": ["(the file's bytes)"], "top": 3},
+                }
+            },
+        },
+        "application/x-ndjson": {
+            "schema": {
+                "type": "string",
+                "description": "One sample a line (SampleBody), as many as wanted. Answers come line by line "
+                "(LineShown) while lines are still sent.",
+            },
+            "example": '{"audio": "UklGRi...", "image": "/9j/4AAQ..."}\n{"audio": "UklGRi..."}\n',
+        },
+    }
+    return {"requestBody": {"required": True, "content": content}, "parameters": parameters}
+
+
 def bytes_request(description: str) -> dict[str, Any]:
     """`openapi_extra` of a route whose body is a file."""
     schema = {"type": "string", "format": "binary", "description": description}
@@ -152,6 +274,11 @@ def answers(model: type[BaseModel], description: str, status: int = 200) -> dict
     entry: dict[str, Any] = {"model": model, "description": description}
     if model is RetrieveAnswerShown:
         entry["content"] = {"application/json": {"example": RETRIEVE_ANSWER_EXAMPLE}}
+    if model is ClassifyAnswerShown:
+        entry["content"] = {
+            "application/json": {"example": CLASSIFY_ANSWER_EXAMPLE},
+            "application/x-ndjson": {"schema": {"type": "string"}, "example": LINE_EXAMPLE},
+        }
     return {status: entry}
 
 
@@ -180,12 +307,17 @@ def _body_schemas() -> dict[str, Any]:
 
 def _option_fields() -> dict[str, Any]:
     """The options of /retrieve as they look in forms and URLs, where a filter is JSON text."""
-    fields: dict[str, Any] = dict(RetrieveOptions.model_json_schema(ref_template=_REF)["properties"])
+    fields = _fields_of(RetrieveOptions)
     fields["filter"] = {"type": "string", "description": f"{fields['filter']['description']} As JSON."}
-    for name in ("gallery", "deadline_ms"):
-        # A form has no null: the field is absent or has a value.
-        value = next(choice for choice in fields[name]["anyOf"] if choice["type"] != "null")
-        fields[name] = value | {"description": fields[name]["description"]}
+    return fields
+
+
+def _fields_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The fields of `model` for a form or a URL, which has no null: a field is absent or has a value."""
+    fields: dict[str, Any] = {}
+    for name, field in model.model_json_schema(ref_template=_REF)["properties"].items():
+        values = [choice for choice in field.get("anyOf", ()) if choice["type"] != "null"]
+        fields[name] = values[0] | {"description": field["description"]} if values else field
     return fields
 
 

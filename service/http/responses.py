@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from service.messages import Adaptation, RankedHit, RetrieveAnswer, Timings
+from service.messages import (
+    Adaptation,
+    AdaptationPart,
+    ClassifyAnswer,
+    RankedHit,
+    RetrieveAnswer,
+    SampleAnswer,
+    Timings,
+)
 
 
 def json_response(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -26,16 +34,49 @@ def answer_body(answer: RetrieveAnswer) -> dict[str, Any]:
     parts = answer.parts
     body: dict[str, Any] = {
         "results": [{"hits": [_hit(hit) for hit in hits]} for hits in answer.hits],
-        "adaptation": _adaptation(parts[0].adaptation) if len(parts) == 1 else _mixed(answer),
+        "adaptation": _adaptation_of_all(parts),
         "timings_ms": _timings(answer.timings),
         "gallery": answer.gallery,
         "stream": answer.stream,
     }
     if len(parts) > 1:
-        body["parts"] = [
-            {"query_indices": part.query_indices, **_adaptation(part.adaptation)} for part in parts
-        ]
+        body["parts"] = _parts(parts)
     return body
+
+
+def classify_body(ids: Sequence[str | None], answer: ClassifyAnswer) -> dict[str, Any]:
+    """The wire form of an answer of /classify; `ids` as the samples had them."""
+    body: dict[str, Any] = {
+        "answers": [_sample(id, sample) for id, sample in zip(ids, answer.samples, strict=True)],
+        "adaptation": _adaptation_of_all(answer.parts),
+        "timings": _timings(answer.timings),
+        "stream": answer.stream,
+        "model": answer.model,
+    }
+    if len(answer.parts) > 1:
+        body["parts"] = _parts(answer.parts)
+    return body
+
+
+def line_body(index: int, id: str | None, answer: ClassifyAnswer, place: int) -> dict[str, Any]:
+    """One line of a streamed answer: the sample at `place` of what was asked together."""
+    part = next(part for part in answer.parts if place in part.query_indices)
+    return {
+        "index": index,
+        **_sample(id, answer.samples[place]),
+        "adaptation": _adaptation(part.adaptation),
+        "timings": _timings(answer.timings),
+    }
+
+
+def _sample(id: str | None, sample: SampleAnswer) -> dict[str, Any]:
+    named = {} if id is None else {"id": id}
+    return {
+        **named,
+        "labels": [{"label": score.label, "probability": score.probability} for score in sample.labels],
+        "entropy_nats": sample.entropy_nats,
+        "missing": list(sample.missing),
+    }
 
 
 def _hit(hit: RankedHit) -> dict[str, Any]:
@@ -54,8 +95,15 @@ def _adaptation(adaptation: Adaptation) -> dict[str, Any]:
     }
 
 
-def _mixed(answer: RetrieveAnswer) -> dict[str, Any]:
-    first = answer.parts[0].adaptation
+def _adaptation_of_all(parts: Sequence[AdaptationPart]) -> dict[str, Any]:
+    return _adaptation(parts[0].adaptation) if len(parts) == 1 else _mixed(parts[0].adaptation)
+
+
+def _parts(parts: Sequence[AdaptationPart]) -> list[dict[str, Any]]:
+    return [{"query_indices": part.query_indices, **_adaptation(part.adaptation)} for part in parts]
+
+
+def _mixed(first: Adaptation) -> dict[str, Any]:
     return {
         "method": first.method,
         "mode": first.mode,

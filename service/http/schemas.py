@@ -180,6 +180,8 @@ class StreamConfiguration(Wire):
 
     method: str | None = Field(None, min_length=1, max_length=64)
     """Adaptation method; `GET /models` lists them. None: keep, or the default for a new stream."""
+    task: Literal["retrieve", "classify"] | None = None
+    """What the method is for. None: the only task that has a method of that name."""
     settings: JsonObject | None = None
     """Settings of the method over its defaults."""
     pinned: bool | None = None

@@ -59,7 +59,15 @@ async def configure_stream(
     request: Request,
 ) -> Response:
     return _answer(
-        request, await engine.configure_stream(stream, body.method, body.settings, body.pinned, body.guard)
+        request,
+        await engine.configure_stream(
+            stream,
+            body.method,
+            body.settings,
+            body.pinned,
+            body.guard,
+            **({} if body.task is None else {"task": body.task}),
+        ),
     )
 
 

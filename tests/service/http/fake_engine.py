@@ -6,24 +6,38 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from encoders.audio import AudioSpec
 from encoders.preprocessing import ImageSpec
 from index.base import GalleryExists, GalleryNotFound, ItemNotFound
+from service.catalogue import ClassifierCard
 from service.errors import Conflict, NotFound
 from service.messages import (
     Adaptation,
     AdaptationPart,
     Canary,
+    ClassifyAnswer,
+    ClassifyRequest,
+    LabelScore,
     NewItem,
     Query,
     QueryKind,
     RankedHit,
     RetrieveAnswer,
     RetrieveRequest,
+    Sample,
+    SampleAnswer,
     Timings,
 )
 from service.metrics import Metrics
 
 DIMENSION = 4
+CLASSIFIER = ClassifierCard(
+    name="fake-av",
+    fingerprint="f",
+    labels=("bell", "bird", "car"),
+    audio_spec=AudioSpec(frames=16, mel_bins=8),
+    image_spec=ImageSpec(height=4, width=4),
+)
 
 
 class FakeEngine:
@@ -45,6 +59,8 @@ class FakeEngine:
         self.waits: asyncio.Event | None = None
         self.cancelled = 0
         self.requests: list[RetrieveRequest] = []
+        self.classifier: ClassifierCard | None = CLASSIFIER
+        self.classified: list[ClassifyRequest] = []
         self.galleries: dict[str, dict[str, NewItem]] = {
             "demo": {
                 f"scene-{i}": NewItem(f"scene-{i}", {"colour": "red", "n": i}, text=f"scene {i}")
@@ -82,6 +98,29 @@ class FakeEngine:
             timings=Timings(0.1, 0.2, 0.3, 0.4, 1.0),
             gallery=name,
             stream=request.stream,
+        )
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
+        """Label n of the list goes to every sample, n being the number of samples asked before."""
+        before = sum(len(asked.samples) for asked in self.classified)
+        self.classified.append(request)
+        self._maybe_fail()
+        if self.waits is not None:
+            try:
+                await self.waits.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        labels = request.labels or CLASSIFIER.labels
+        return ClassifyAnswer(
+            samples=tuple(
+                _sample_answer(sample, labels, before + i, request)
+                for i, sample in enumerate(request.samples)
+            ),
+            parts=_classify_parts(request),
+            timings=Timings(0.1, 0.2, 0.0, 0.4, 1.0),
+            stream=request.stream,
+            model="fake" if request.labels else CLASSIFIER.name,
         )
 
     def describe_models(self) -> dict[str, Any]:
@@ -173,8 +212,16 @@ class FakeEngine:
         settings: Mapping[str, Any] | None = None,
         pinned: bool | None = None,
         guard: Mapping[str, Any] | None = None,
+        *,
+        task: str | None = None,
     ) -> dict[str, Any]:
         self._maybe_fail()
+        if task == "classify":
+            card = self.streams.setdefault(
+                name, {"name": name, "method": "tcr", "version": 0, "pinned": False}
+            )
+            card["classify"] = {"method": method, "settings": dict(settings or {})}
+            return card | {"reset": False, "tracks": []}
         card = {"name": name, "method": method or "tcr", "settings": dict(settings or {}), "version": 0}
         card["pinned"] = bool(pinned)
         self.streams[name] = card
@@ -239,6 +286,29 @@ def _parts(request: RetrieveRequest) -> tuple[AdaptationPart, ...]:
             Adaptation("tcr", "async", f"{kind}->text", 3, "queued", "", len(indices)),
         )
         for kind, indices in by_kind.items()
+    )
+
+
+def _sample_answer(
+    sample: Sample, labels: Sequence[str], number: int, request: ClassifyRequest
+) -> SampleAnswer:
+    first = number % len(labels)
+    order = [first, *(i for i in range(len(labels)) if i != first)]
+    scores = [LabelScore(labels[i], i, 0.5 / 2**place) for place, i in enumerate(order)]
+    missing = () if request.labels else sample.missing
+    return SampleAnswer(tuple(scores[: request.top]), 0.25, missing)
+
+
+def _classify_parts(request: ClassifyRequest) -> tuple[AdaptationPart, ...]:
+    by_direction: dict[str, list[int]] = {}
+    for i, sample in enumerate(request.samples):
+        zero_shot = request.labels is not None
+        direction = f"{sample.zero_shot_kind}->text" if zero_shot else "audio+video->label"
+        by_direction.setdefault(direction, []).append(i)
+    mode: Any = "async" if request.adapt == "auto" else request.adapt
+    return tuple(
+        AdaptationPart(tuple(places), Adaptation("brimpr", mode, direction, 3, "queued", "", len(places)))
+        for direction, places in by_direction.items()
     )
 
 

@@ -40,7 +40,12 @@ NEEDS_API_KEY = [
     ("GET", "/galleries/demo/items"),
     ("GET", "/galleries/demo/items/scene-0"),
     ("POST", "/retrieve"),
+    ("POST", "/classify"),
 ]
+BODIES = {
+    "/retrieve": {"queries": [{"text": "a"}]},
+    "/classify": {"samples": [{"text": "a"}], "labels": ["a", "b"]},
+}
 NEEDS_NONE = [("GET", "/"), ("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics")]
 
 
@@ -138,7 +143,7 @@ class TestWithApiKeys:
     async def test_any_api_key_and_the_admin_key_open_it(
         self, http: httpx.AsyncClient, method: str, path: str, headers: dict[str, str]
     ) -> None:
-        body = {"queries": [{"text": "a"}]} if method == "POST" else None
+        body = BODIES.get(path)
         assert (await http.request(method, path, json=body, headers=headers)).status_code == 200
 
     @pytest.mark.parametrize(("method", "path"), NEEDS_KEY)
