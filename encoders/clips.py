@@ -198,15 +198,21 @@ def _opened(av: ModuleType, data: bytes, kind: _Kind, max_pixels: int) -> InputC
         format=kind,
         metadata_errors="replace",
         io_open=_refuse_other_files,
-        options={
-            # Also for what a container brings along, such as the subtitles of an avi.
-            "format_whitelist": kind,
-            "codec_whitelist": ",".join((*VIDEO_CODECS, *AUDIO_CODECS)),
-            "max_streams": str(MAX_STREAMS),
-            # Opening may decode a first frame.
-            "max_pixels": str(max_pixels),
-        },
+        options=_options(kind, max_pixels),
     )
+
+
+def _options(kind: str, max_pixels: int) -> dict[str, str]:
+    return {
+        # The lists also bind what a container brings along, such as the subtitles of an avi.
+        "format_whitelist": kind,
+        "codec_whitelist": ",".join((*VIDEO_CODECS, *AUDIO_CODECS)),
+        # No protocol has this name: not even a demuxer that opens files by itself can.
+        "protocol_whitelist": "none",
+        "max_streams": str(MAX_STREAMS),
+        # Opening may decode a first frame.
+        "max_pixels": str(max_pixels),
+    }
 
 
 def _refuse_other_files(url: str, flags: int, options: dict[str, str]) -> NoReturn:
