@@ -6,6 +6,7 @@ Every function is differentiable in its first argument.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -52,9 +53,7 @@ def noise_robust_entropy(
     entropy = softmax_entropy(logits)
     selected = entropy.detach() <= ceiling_nats
     weight = (1.0 - entropy.detach() / (ceiling_nats + epsilon)).clamp_min(0.0)
-    # A masked sum instead of boolean indexing: no data-dependent shape, so no synchronisation.
-    terms = torch.where(selected, entropy * weight, torch.zeros_like(entropy))
-    return terms.sum() / selected.sum().clamp_min(1), selected
+    return masked_mean(entropy * weight, selected), selected
 
 
 def source_likeness(queries: Tensor, candidates: Tensor) -> Tensor:
@@ -66,3 +65,40 @@ def source_likeness(queries: Tensor, candidates: Tensor) -> Tensor:
     spread_q = torch.linalg.vector_norm(queries - queries.mean(0, keepdim=True), dim=-1)
     spread_c = torch.linalg.vector_norm(candidates - candidates.mean(0, keepdim=True), dim=-1)
     return 2 * gap - spread_q - spread_c
+
+
+def masked_mean(values: Tensor, selected: Tensor) -> Tensor:
+    """Mean of the selected entries; 0, with a gradient of zeros, where none is. [B], bool [B] -> scalar.
+
+    A masked sum instead of boolean indexing: no data-dependent shape, so no synchronisation.
+    """
+    terms = torch.where(selected, values, torch.zeros_like(values))
+    return terms.sum() / selected.sum().clamp_min(1)
+
+
+def reliable_confidence(logits: Tensor) -> Tensor:
+    """READ's L_ra: mean of -m log m, m the largest probability of a row. [B, M] -> scalar in [0, 1/e].
+
+    It pushes up where a row is sure (m > 1/e) and holds back where it is not.
+    """
+    largest = F.log_softmax(logits, dim=-1).amax(-1)
+    return -(largest.exp() * largest).mean()
+
+
+def balance_entropy(logits: Tensor) -> Tensor:
+    """READ's L_bal: entropy of the softmax of the summed probabilities, in nats. [B, M] -> scalar.
+
+    Softmax of a sum of probabilities, as released: it saturates as batches grow.
+    """
+    return softmax_entropy(logits.softmax(-1).sum(0))
+
+
+def anchor_penalty(
+    parameters: Mapping[str, Tensor], anchors: Mapping[str, Tensor], importance: Mapping[str, Tensor]
+) -> Tensor:
+    """EATA's sum_p F_p (w_p - w_p^0)^2 over the parameters with an importance F. Scalar >= 0."""
+    names = [name for name in parameters if name in importance]
+    if not names:
+        raise ValueError("no parameter has an importance")
+    moved = torch.cat([(parameters[name] - anchors[name]).flatten() for name in names])
+    return torch.dot(torch.cat([importance[name].flatten() for name in names]), moved.square())

@@ -65,3 +65,34 @@ def adamw_step(state: AdaptationState, grads: Mapping[str, Tensor], settings: Ad
         maximize=False,
         foreach=True,
     )
+
+
+def descend(
+    loss: Tensor, state: AdaptationState, settings: AdamWSettings, *, also: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """One update of `state` along the gradient of `loss`.
+
+    Returns whether the loss, its gradient and the tensors of `also` are finite (a bool scalar tensor); where
+    they are not the state is spoilt.
+    """
+    grads = gradients(loss, state.parameters)
+    finite = all_finite({"loss": loss.detach(), **(also or {}), **grads})
+    adamw_step(state, grads, settings)
+    return finite
+
+
+@torch.no_grad()
+def sharpest_nearby(
+    parameters: Mapping[str, Tensor], grads: Mapping[str, Tensor], *, radius: float
+) -> dict[str, Tensor]:
+    """SAM's first step: w + radius * g / (||g|| + 1e-12), the norm over all gradients together.
+
+    New leaves of the graph, so that nothing has to be put back; parameters without a gradient stay where
+    they are.
+    """
+    names = list(grads)
+    norms = torch._foreach_norm([grads[name] for name in names])
+    scale = radius / (torch.linalg.vector_norm(torch.stack(list(norms))) + 1e-12)
+    moved = {name: parameters[name] + scale * grads[name] for name in names}
+    found = {name: moved.get(name, value).detach() for name, value in parameters.items()}
+    return {name: value.requires_grad_() for name, value in found.items()}

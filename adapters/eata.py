@@ -1,0 +1,108 @@
+"""EATA: efficient test-time model adaptation without forgetting (ICML 2022; methods.md 3.4).
+
+Norm parameters learn from samples that are sure and unlike those before, and are held where the source needs
+them:
+
+    selected   H_i < E0,  |cos(a, p_i)| < d     a: running average of the selected p
+    loss       mean_selected exp(E0 - H_i) H_i  +  alpha sum_p F_p (w_p - w_p^0)^2
+
+F are squared gradients on clean samples (`attune calibrate`); alpha = 0 does without. Nothing selected: no
+update. Defaults are BriMPR's release of EATA; the original takes d = 0.05 and alpha = 2000.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adapters.base import StepReport
+from adapters.classification import (
+    Answer,
+    Artefact,
+    Inputs,
+    Slices,
+    TwoStream,
+    require_calibration,
+    source_values,
+)
+from adapters.losses import anchor_penalty, softmax_entropy
+from adapters.optimizer import AdamWSettings, all_finite, descend
+from adapters.selection import confidence_weight, entropy_margin, moving_average, not_redundant
+from adapters.settings import MethodSettings
+from adapters.state import AdaptationState
+
+_AVERAGE = "probability_average"
+"""[C], of the samples learned from so far; absent before the first."""
+
+
+class EATASettings(MethodSettings):
+    """Every constant of the released code."""
+
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Adam.")
+    entropy_fraction: float = Field(
+        0.4, gt=0, le=1, description="Samples below this share of log C nats are learned from (E0)."
+    )
+    d_margin: float = Field(
+        0.1, gt=0, le=1.1, description="Largest cosine with the average prediction; above 1: no such filter."
+    )
+    average_momentum: float = Field(0.9, ge=0, lt=1, description="What the average prediction keeps.")
+    fisher_alpha: float = Field(
+        1.0, ge=0, le=1e6, description="Weight of the Fisher penalty; 0: none, and no calibration is needed."
+    )
+
+
+class EATA:
+    name = "eata"
+    adapts = True
+    fewest = 1
+
+    def __init__(self, settings: EATASettings | None = None) -> None:
+        self.settings = settings or EATASettings()
+        self.needs: frozenset[Artefact] = frozenset({"fisher"} if self.settings.fisher_alpha else ())
+        self._adam = AdamWSettings(self.settings.learning_rate, weight_decay=0.0)
+
+    def check(self, model: TwoStream) -> None:
+        require_calibration(self, model)
+
+    def initial_state(self, model: TwoStream) -> AdaptationState:
+        return AdaptationState(self.name, model.fingerprint, source_values(model, "norms"))
+
+    @torch.no_grad()
+    def predict(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Tensor:
+        return model.forward(inputs, state.parameters).logits
+
+    def adapt(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Slices:
+        logits = model.forward(inputs, state.parameters).logits
+        entropy = softmax_entropy(logits)
+        margin = entropy_margin(self.settings.entropy_fraction, model.label_count)
+        rows = self._select(state, logits.detach(), entropy.detach(), margin)
+        counted = {"selected": torch.tensor(float(len(rows)))}
+        yield Answer(logits.detach(), learns=len(rows) > 0)
+        if not len(rows):
+            finite = all_finite({"logits": logits.detach()})
+            return StepReport(losses=counted, finite=finite, reason="no sample is sure and new enough")
+        chosen = entropy[rows]
+        weighted = (confidence_weight(chosen, margin=margin) * chosen).mean()
+        penalty = self._penalty(model, state)
+        loss = weighted + penalty
+        finite = descend(loss, state, self._adam, also={"logits": logits.detach()})
+        losses = {"total": loss.detach(), "entropy": weighted.detach(), "fisher": penalty.detach()}
+        return StepReport(losses={**losses, **counted}, applied=True, finite=finite)
+
+    def _select(self, state: AdaptationState, logits: Tensor, entropy: Tensor, margin: float) -> Tensor:
+        """Rows to learn from, int64 [n]; their predictions go into the average."""
+        probabilities = logits.softmax(-1)
+        average = state.tensors.get(_AVERAGE)
+        new = not_redundant(probabilities, average, margin=self.settings.d_margin)
+        rows = ((entropy < margin) & new).nonzero().squeeze(1)
+        if len(rows):
+            mean = probabilities[rows].mean(0)
+            state.tensors[_AVERAGE] = moving_average(average, mean, keep=self.settings.average_momentum)
+        return rows
+
+    def _penalty(self, model: TwoStream, state: AdaptationState) -> Tensor:
+        fisher = model.calibration.fisher if model.calibration is not None else None
+        if not self.settings.fisher_alpha or fisher is None:
+            return torch.zeros((), device=model.device)
+        return self.settings.fisher_alpha * anchor_penalty(state.parameters, model.weights, fisher)

@@ -1,0 +1,76 @@
+"""READ: reliable fusion under modality bias (Yang et al., ICLR 2024; methods.md 3.7).
+
+Queries, keys and values of the joint blocks learn, which decide how the modalities mix:
+
+    loss = mean_i( -m_i log m_i ) - H(softmax(sum_i p_i)),   m_i the largest probability of sample i
+
+Answers come from a second forward after the update. What learns lies behind the towers, so they are passed
+once, without a graph, and the second forward is the joint blocks alone. With several joint blocks all of
+them learn.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adapters.base import StepReport
+from adapters.classification import Answer, Artefact, Inputs, Slices, TwoStream, source_values
+from adapters.losses import balance_entropy, reliable_confidence
+from adapters.optimizer import AdamWSettings, descend
+from adapters.settings import MethodSettings
+from adapters.state import AdaptationState
+
+
+class READSettings(MethodSettings):
+    """Every constant of the released code."""
+
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Adam.")
+
+
+class READ:
+    name = "read"
+    adapts = True
+    needs: frozenset[Artefact] = frozenset()
+    fewest = 1
+
+    def __init__(self, settings: READSettings | None = None) -> None:
+        self.settings = settings or READSettings()
+        self._adam = AdamWSettings(self.settings.learning_rate, weight_decay=0.0)
+
+    def check(self, model: TwoStream) -> None:
+        """It works with every model."""
+
+    def initial_state(self, model: TwoStream) -> AdaptationState:
+        return AdaptationState(self.name, model.fingerprint, source_values(model, "joint_attention"))
+
+    @torch.no_grad()
+    def predict(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Tensor:
+        return model.forward(inputs, state.parameters).logits
+
+    def adapt(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Slices:
+        tokens = _behind_towers(model, inputs)
+        yield None
+        logits = _logits(model, state, tokens)
+        sure, balance = reliable_confidence(logits), balance_entropy(logits)
+        finite = descend(sure - balance, state, self._adam, also={"logits": logits.detach()})
+        yield None
+        with torch.no_grad():
+            answer = _logits(model, state, tokens)
+        yield Answer(answer)
+        losses = {"confidence": sure.detach(), "balance": balance.detach()}
+        return StepReport(losses=losses, applied=True, finite=finite)
+
+
+@torch.no_grad()
+def _behind_towers(model: TwoStream, inputs: Inputs) -> Tensor:
+    """Tokens of both towers, [B, N, D]."""
+    embedded = model.embed(inputs)
+    towers = [model.tower_packed(name, [embedded[name]])[0].tokens for name in ("audio", "video")]
+    return torch.cat(towers, dim=1)
+
+
+def _logits(model: TwoStream, state: AdaptationState, tokens: Tensor) -> Tensor:
+    (pooled,) = model.joint_packed([(tokens, "plain")], state.parameters)
+    return model.head(pooled)[0]

@@ -1,0 +1,116 @@
+"""SAR: sharpness-aware and reliable entropy minimisation (ICLR 2023; methods.md 3.5).
+
+Norm parameters of all but the last blocks of both towers learn from sure samples, towards flat minima:
+
+    sel   H_i < E0;             g1 = gradient of mean_sel H;    w' = w + rho g1 / ||g1||
+    kept  i in sel, H'_i < E0;  g2 = gradient of mean_kept H' at w';    Adam on w with g2
+
+A moving average of mean_kept H' below `reset_constant` means collapse: the source weights come back. As
+released the average and Adam's moments survive that (two settings), and where nothing is selected Adam still
+steps on its momentum. The forward at w' sees the selected samples only, as nothing else of it is used.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adapters.base import StepReport
+from adapters.classification import Answer, Artefact, Inputs, Slices, TwoStream, source_values
+from adapters.losses import masked_mean, softmax_entropy
+from adapters.optimizer import AdamWSettings, adamw_step, all_finite, gradients, sharpest_nearby
+from adapters.selection import entropy_margin
+from adapters.settings import MethodSettings
+from adapters.state import AdaptationState, OptimizerState
+
+_GROUP = "early_norms"
+_AVERAGE = "entropy_average"
+"""Nats; absent before the first sample was kept."""
+
+
+class SARSettings(MethodSettings):
+    """Every constant of the released code."""
+
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Adam.")
+    entropy_fraction: float = Field(
+        0.4, gt=0, le=1, description="Samples below this share of log C nats are learned from (E0)."
+    )
+    rho: float = Field(0.05, gt=0, le=10, description="How far off the gradient is taken (SAM).")
+    average_momentum: float = Field(0.9, ge=0, lt=1, description="What the average entropy keeps.")
+    reset_constant: float = Field(
+        0.2, ge=0, le=100, description="Average entropy (nats) below which the source weights come back."
+    )
+    ema_clear_on_reset: bool = Field(
+        False, description="Forget the average then (released: no, so it may fire again)."
+    )
+    moments_clear_on_reset: bool = Field(False, description="Forget Adam's moments then (released: no).")
+
+
+class SAR:
+    name = "sar"
+    adapts = True
+    needs: frozenset[Artefact] = frozenset()
+    fewest = 1
+
+    def __init__(self, settings: SARSettings | None = None) -> None:
+        self.settings = settings or SARSettings()
+        self._adam = AdamWSettings(self.settings.learning_rate, weight_decay=0.0)
+
+    def check(self, model: TwoStream) -> None:
+        """It works with every model."""
+
+    def initial_state(self, model: TwoStream) -> AdaptationState:
+        return AdaptationState(self.name, model.fingerprint, source_values(model, _GROUP))
+
+    @torch.no_grad()
+    def predict(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Tensor:
+        return model.forward(inputs, state.parameters).logits
+
+    def adapt(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Slices:
+        logits = model.forward(inputs, state.parameters).logits
+        yield Answer(logits.detach())
+        margin = entropy_margin(self.settings.entropy_fraction, model.label_count)
+        entropy = softmax_entropy(logits)
+        rows = (entropy.detach() < margin).nonzero().squeeze(1)
+        counted = {"selected": torch.tensor(float(len(rows)))}
+        if not len(rows):
+            zeros = {name: torch.zeros_like(value) for name, value in state.parameters.items()}
+            adamw_step(state, zeros, self._adam)
+            self._recover(model, state)
+            return StepReport(losses=counted, applied=True, finite=all_finite({"logits": logits.detach()}))
+        first = entropy[rows].mean()
+        grads = gradients(first, state.parameters)
+        nearby = sharpest_nearby(state.parameters, grads, radius=self.settings.rho)
+        yield None
+        again = softmax_entropy(model.forward(inputs[rows], nearby).logits)
+        kept = again.detach() < margin
+        second = masked_mean(again, kept)
+        yield None
+        grads_nearby = gradients(second, nearby)
+        both = {f"nearby.{name}": value for name, value in grads_nearby.items()}
+        finite = all_finite({"logits": logits.detach(), "loss": first.detach(), **grads, **both})
+        adamw_step(state, grads_nearby, self._adam)
+        self._average(state, second.detach(), kept)
+        self._recover(model, state)
+        losses = {"entropy": first.detach(), "entropy_nearby": second.detach()}
+        return StepReport(losses={**losses, **counted}, applied=True, finite=finite)
+
+    def _average(self, state: AdaptationState, entropy: Tensor, kept: Tensor) -> None:
+        """The recovery needs the number, so here the device is waited for, behind all its work."""
+        count, value = torch.stack([kept.sum().double(), entropy.double()]).tolist()
+        if count:
+            keep = self.settings.average_momentum
+            old = state.numbers.get(_AVERAGE)
+            state.numbers[_AVERAGE] = value if old is None else keep * old + (1 - keep) * value
+
+    @torch.no_grad()
+    def _recover(self, model: TwoStream, state: AdaptationState) -> None:
+        if state.numbers.get(_AVERAGE, float("inf")) >= self.settings.reset_constant:
+            return
+        for name, value in source_values(model, _GROUP).items():
+            state.parameters[name].copy_(value)
+        if self.settings.ema_clear_on_reset:
+            del state.numbers[_AVERAGE]
+        if self.settings.moments_clear_on_reset:
+            state.optimizer = OptimizerState()

@@ -1,0 +1,55 @@
+"""Tent: fully test-time adaptation by entropy minimisation (ICLR 2021; methods.md 3.2).
+
+Every norm parameter on the way of a sample learns, once a batch:
+
+    loss = mean_i H(o_i)
+
+Answers come from the forward before the update.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adapters.base import StepReport
+from adapters.classification import Answer, Artefact, Inputs, Slices, TwoStream, source_values
+from adapters.losses import softmax_entropy
+from adapters.optimizer import AdamWSettings, descend
+from adapters.settings import MethodSettings
+from adapters.state import AdaptationState
+
+
+class TentSettings(MethodSettings):
+    """Every constant of the released code."""
+
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Adam.")
+
+
+class Tent:
+    name = "tent"
+    adapts = True
+    needs: frozenset[Artefact] = frozenset()
+    fewest = 1
+
+    def __init__(self, settings: TentSettings | None = None) -> None:
+        self.settings = settings or TentSettings()
+        self._adam = AdamWSettings(self.settings.learning_rate, weight_decay=0.0)
+
+    def check(self, model: TwoStream) -> None:
+        """It works with every model."""
+
+    def initial_state(self, model: TwoStream) -> AdaptationState:
+        return AdaptationState(self.name, model.fingerprint, source_values(model, "norms"))
+
+    @torch.no_grad()
+    def predict(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Tensor:
+        return model.forward(inputs, state.parameters).logits
+
+    def adapt(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Slices:
+        logits = model.forward(inputs, state.parameters).logits
+        yield Answer(logits.detach())
+        loss = softmax_entropy(logits).mean()
+        finite = descend(loss, state, self._adam, also={"logits": logits.detach()})
+        return StepReport(losses={"entropy": loss.detach()}, applied=True, finite=finite)
