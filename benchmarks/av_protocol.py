@@ -157,6 +157,7 @@ class SeedResult:
     batch_accuracies  in stream order
     ms_per_batch      median over full batches, without the first
     statuses          how many batches were applied, skipped, undone
+    state_version     updates behind the state at the end; in a continual run those of earlier shifts too
     """
 
     seed: int
@@ -165,6 +166,7 @@ class SeedResult:
     batch_accuracies: Sequence[float]
     ms_per_batch: float
     statuses: Mapping[str, int]
+    state_version: int
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,7 @@ def run_stream(
         batch_accuracies=[round(accuracy, 2) for accuracy in accuracies],
         ms_per_batch=_typical(milliseconds, sizes, batch_size),
         statuses={status: statuses.count(status) for status in dict.fromkeys(statuses)},
+        state_version=state.version,
     )
     return result, state
 

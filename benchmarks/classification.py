@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "--shift",
         action="append",
         required=True,
-        help="clean, audio:NAME:1..5, video:NAME:1..5, both:NAME:1..5+NAME:1..5, all-audio:5, ...; repeatable",
+        help="clean, audio:NAME:1..5, video:NAME:1..5, both:NAME:1..5+NAME:1..5, all-audio:5, ...",
     )
     made.add_argument(
         "--method",
