@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from adapters.base import StateMismatch
+from adapters.classification import ClassifyMethod, TwoStream
 from adapters.state import AdaptationState
 
 _LARGEST_MEMORY = 65536
+_LONGEST_HISTORY = 1000
+_MOST_PROMPTS = 100
+_MOST_NUMBERS = 32
+_LARGEST_COUNT = 1 << 53
 _ROWS = {"memory.likeness": 1, "memory.entropy": 1, "memory.queries": 2, "memory.candidates": 2}
+_CLASSIFIER_TENSORS = {"history.audio": "H", "history.video": "H"}
+"""What classification methods remember: one letter a dimension; H: any length, M: the same for all."""
+_WHOLE_NUMBERS: frozenset[str] = frozenset()
+_COUNTS = frozenset({"seed", "draws"})
 _CENTRES = {"centre.queries": 1, "centre.candidates": 1, "centre.gap": 0}
 
 
@@ -19,10 +29,7 @@ def check_state(
     state: AdaptationState, *, fingerprint: str, parameters: Mapping[str, Tensor], dimension: int
 ) -> None:
     """Raises StateMismatch unless `state` can be used with an encoder of these parameters (D = dimension)."""
-    if state.fingerprint != fingerprint:
-        raise StateMismatch(
-            f"the state was made with encoder {state.fingerprint[:12]}, this one is {fingerprint[:12]}"
-        )
+    _check_fingerprint(state, fingerprint, "encoder")
     if state.parameters and set(state.parameters) != set(parameters):
         raise StateMismatch("the state's parameters are not those of the encoder's tower")
     for name, value in state.parameters.items():
@@ -30,7 +37,43 @@ def check_state(
             raise StateMismatch(f"parameter {name} has another shape or type than the encoder's")
     _check_moments(state)
     _check_method_tensors(state, dimension)
+    _check_numbers(state)
     _check_counters(state)
+
+
+def check_classifier_state(state: AdaptationState, model: TwoStream, method: ClassifyMethod) -> None:
+    """Raises StateMismatch unless `state` can be used by `method` with this classifier.
+
+    Letters: D width, L tower blocks, Lp blocks with prompts, P prompts, C classes, M supports.
+    """
+    _check_fingerprint(state, model.fingerprint, "classifier")
+    fresh = method.initial_state(model)
+    if set(state.parameters) != set(fresh.parameters):
+        raise StateMismatch(f"the state's parameters are not those that {method.name} adapts")
+    for name, value in state.parameters.items():
+        wanted = fresh.parameters[name]
+        shape = wanted.shape if name in model.weights else _prompt_shape(value, model)
+        if value.shape != shape or value.dtype != wanted.dtype:
+            raise StateMismatch(f"parameter {name} has another shape or type than {method.name}'s")
+    _check_moments(state)
+    _check_classifier_tensors(state, fresh, model)
+    if not set(fresh.numbers) <= set(state.numbers):
+        raise StateMismatch(f"the state lacks a number that {method.name} begins with")
+    _check_numbers(state)
+    _check_counters(state)
+
+
+def _check_fingerprint(state: AdaptationState, fingerprint: str, made_with: str) -> None:
+    if state.fingerprint != fingerprint:
+        raise StateMismatch(
+            f"the state was made with {made_with} {str(state.fingerprint)[:12]}, this one is {fingerprint[:12]}"
+        )
+
+
+def _prompt_shape(value: Tensor, model: TwoStream) -> tuple[int, ...]:
+    """[Lp, P, D]; how many prompts a state holds is its own affair, settings may have changed since."""
+    layers, prompts = (*value.shape, 0, 0)[:2]
+    return (min(max(layers, 1), model.depth), min(max(prompts, 1), _MOST_PROMPTS), model.width)
 
 
 def _check_moments(state: AdaptationState) -> None:
@@ -68,6 +111,36 @@ def _check_method_tensors(state: AdaptationState, dimension: int) -> None:
     centres = [name for name in _CENTRES if name in state.tensors]
     if centres and len(centres) != len(_CENTRES):
         raise StateMismatch("the centres lack a part")
+
+
+def _check_classifier_tensors(state: AdaptationState, fresh: AdaptationState, model: TwoStream) -> None:
+    if not set(fresh.tensors) <= set(state.tensors):
+        raise StateMismatch("the state lacks a tensor that its method begins with")
+    sizes = {"D": model.width, "C": model.label_count}
+    lengths: dict[str, int] = {}
+    for name, value in state.tensors.items():
+        letters = _CLASSIFIER_TENSORS.get(name)
+        if letters is None or value.ndim != len(letters):
+            raise StateMismatch(f"unknown or misshapen tensor {name!r}")
+        if value.is_floating_point() != (name not in _WHOLE_NUMBERS) or value.is_complex():
+            raise StateMismatch(f"{name} has another type of numbers")
+        if not bool(torch.isfinite(value).all()):
+            raise StateMismatch(f"{name} is not finite")
+        for letter, size in zip(letters, value.shape, strict=True):
+            if size != sizes.get(letter, lengths.setdefault(letter, size) if letter == "M" else size):
+                raise StateMismatch(f"{name} has {size} entries where {letter} fits")
+            if size > (_LONGEST_HISTORY if letter == "H" else _LARGEST_MEMORY):
+                raise StateMismatch(f"{name} is too long")
+
+
+def _check_numbers(state: AdaptationState) -> None:
+    if not isinstance(state.numbers, dict) or len(state.numbers) > _MOST_NUMBERS:
+        raise StateMismatch("the state's numbers are no table, or too many")
+    for name, value in state.numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise StateMismatch(f"{str(name)[:50]!r} is no finite number")
+        if name in _COUNTS and not (value == int(value) and 0 <= value < _LARGEST_COUNT):
+            raise StateMismatch(f"{name} is no natural number")
 
 
 def _check_counters(state: AdaptationState) -> None:

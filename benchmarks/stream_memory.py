@@ -22,7 +22,9 @@ from adapters.state import APPLIED_BATCHES_KEPT, AdaptationState, pack_states
 from benchmarks.redis_server import redis_server
 from service.codec import pack_job
 from service.messages import Query, RetrieveJob, TrackKey
-from service.streams import Stream, Track, pack_stream
+from service.stream_files import pack_stream
+from service.tasks import Chosen
+from service.tracks import Stream, Track
 
 FULL_MEMORY = 64
 """Entries that TCR's memory holds by default."""
@@ -80,7 +82,9 @@ def weigh(
     """Bytes of a stream with one track."""
     state = full_state(parameters, features)
     track = Track("gallery", "text->image", state)
-    stream = Stream("stream", "tcr", {}, make_method("tcr"), 0.0, 0.0, tracks={track.name: track})
+    stream = Stream(
+        "stream", {"retrieve": Chosen("tcr", {}, make_method("tcr"))}, 0.0, 0.0, tracks={track.name: track}
+    )
     key = TrackKey("stream", "gallery", query.kind, "image")
     job = pack_job(RetrieveJob(key, "async", (query,), 10), reply_to="api", shift_s=0.0)
     client.delete("gathering")

@@ -10,10 +10,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 
+from adapters.registry import METHODS_OF, Task
 from encoders.base import Encoder
 from index.store import GalleryStore
+from service import classification
+from service.batches.make import Batches
 from service.canaries import CanaryStore
 from service.catalogue import EncoderCard
 from service.demo_gallery import fill_demo_gallery
@@ -21,18 +25,20 @@ from service.errors import Conflict
 from service.galleries import Galleries
 from service.messages import ControlJob
 from service.metrics import Metrics
+from service.pipeline import StageTimes
 from service.queue.base import JobQueue
 from service.settings import Settings
 from service.snapshots import SnapshotStore
 from service.states import FileStates, StateStore
 from service.streams import StreamStore
+from service.tasks import Classifier, Tasks
 from service.worker import Action, Worker
 
 log = structlog.get_logger(__name__)
 
 
 class Backend:
-    """One encoder, its galleries and streams, and the worker. Making one blocks: it reads the weights."""
+    """The models, galleries and streams, and the worker. Making one blocks: it reads the weights."""
 
     def __init__(
         self,
@@ -40,6 +46,7 @@ class Backend:
         *,
         metrics: Metrics,
         encoder: Encoder | None = None,
+        classifier: Classifier | None = None,
         queue: JobQueue,
         states: StateStore | None = None,
         alone: Callable[[str], AbstractContextManager[Any]] = lambda name: nullcontext(),
@@ -53,6 +60,16 @@ class Backend:
         self.settings = settings
         self.metrics = metrics
         self.encoder = encoder or load_encoder(settings)
+        self.classifier = classifier or load_classifier(settings)
+        # A wrong default fails here, not at a query.
+        self.tasks = Tasks(
+            self.encoder,
+            self.classifier,
+            defaults={
+                "retrieve": (settings.default_method, settings.default_method_settings),
+                "classify": (settings.classify_method, settings.classify_method_settings),
+            },
+        )
         self.queue = queue
         self.galleries = Galleries(
             GalleryStore(folder / "galleries", device=str(self.encoder.device)),
@@ -61,16 +78,14 @@ class Backend:
             batch_size=settings.batch_size,
         )
         self.streams = StreamStore(
-            encoder=self.encoder,
+            tasks=self.tasks,
             states=states or FileStates(folder / "streams"),
-            default_method=settings.default_method,
-            default_settings=settings.default_method_settings,
             guard=settings.guard,
             max_in_memory=settings.max_streams,
             max_bytes=settings.max_stream_memory_mib << 20,
             on_eviction=metrics.count_eviction,
         )
-        self.snapshots = SnapshotStore(encoder=self.encoder, folder=folder / "snapshots")
+        self.snapshots = SnapshotStore(tasks=self.tasks, folder=folder / "snapshots")
         self.canaries = CanaryStore(folder / "canaries", self.galleries, self.encoder)
         metrics.watch_streams(self.streams.count, self.streams.byte_size)
         metrics.watch_stream_figures(self.streams.figures, most=settings.metrics_streams)
@@ -80,10 +95,15 @@ class Backend:
                     self.galleries, self.encoder, settings.default_gallery, settings.demo_gallery_items
                 )
         self.worker = Worker(
-            encoder=self.encoder,
+            batches=Batches(
+                encoder=self.encoder,
+                galleries=self.galleries,
+                canaries=self.canaries,
+                classifier=self.classifier,
+                batch_size=settings.batch_size,
+            ),
             galleries=self.galleries,
             streams=self.streams,
-            canaries=self.canaries,
             queue=self.queue,
             settings=settings,
             metrics=metrics,
@@ -94,9 +114,17 @@ class Backend:
         self.worker.start()
 
     def warm_up(self) -> None:
-        """One text through the model, so that the first client does not wait for its lazy parts. Blocks."""
+        """One query through each model, so that the first client does not wait for lazy parts. Blocks."""
         tower = self.encoder.towers["text"]
         tower.encode(tower.prepare(["warm up"]))
+        if self.classifier is not None:
+            image, sound = self.classifier.image_spec, self.classifier.audio_spec
+            fbank = np.zeros((sound.frames, sound.mel_bins), np.float32)
+            frame = np.zeros((3, image.height, image.width), np.uint8)
+            classification.answer(
+                model=self.classifier, method=None, state=None,
+                inputs=self.classifier.prepare([fbank], [frame]), times=StageTimes(),
+            )  # fmt: skip
 
     def stop(self) -> None:
         """Finish what was accepted (within the grace), save every state. Blocks."""
@@ -105,8 +133,6 @@ class Backend:
 
     def card(self) -> EncoderCard:
         """What others need to know of the model and the methods; other processes show and check by it."""
-        from adapters.registry import METHODS
-
         encoder = self.encoder
         return EncoderCard(
             fingerprint=encoder.fingerprint,
@@ -126,17 +152,36 @@ class Backend:
                         for modality, tower in encoder.towers.items()
                     },
                 },
-                "methods": {
-                    name: {
-                        "summary": method.summary,
-                        "settings": method.settings.model_json_schema().get("properties", {}),
-                    }
-                    for name, method in METHODS.items()
-                },
+                "methods": _methods("retrieve"),
                 "default_method": self.settings.default_method,
                 "default_gallery": self.settings.default_gallery,
+                "classifier": None if self.classifier is None else self._classifier_shown(self.classifier),
+            },
+            classifier=None
+            if self.classifier is None
+            else {
+                "name": self.classifier.name,
+                "fingerprint": self.classifier.fingerprint,
+                "labels": list(self.classifier.labels),
+                "audio_spec": self.classifier.audio_spec.to_dict(),
+                "image_spec": self.classifier.image_spec.to_dict(),
             },
         )
+
+    def _classifier_shown(self, classifier: Classifier) -> dict[str, Any]:
+        """For /models."""
+        return {
+            "name": classifier.name,
+            "fingerprint": classifier.fingerprint,
+            "dtype": classifier.dtype_name,
+            "device": str(classifier.device),
+            "labels": list(classifier.labels),
+            "audio": classifier.audio_spec.to_dict(),
+            "image_size": [classifier.image_spec.height, classifier.image_spec.width],
+            "calibration": sorted(classifier.calibration.holds) if classifier.calibration else [],
+            "methods": _methods("classify"),
+            "default_method": self.settings.classify_method,
+        }
 
     # -- what control jobs ask for ------------------------------------------------------------------
 
@@ -182,10 +227,7 @@ class Backend:
             return found
 
         def restore_snapshot(stream: str, name: str) -> dict[str, Any]:
-            header, tracks = snapshots.read(stream, name)
-            return streams.restore(
-                stream, method=header["method"], settings=header["settings"], tracks=tracks
-            ).describe()
+            return streams.restore(stream, snapshots.read(stream, name)).describe()
 
         return {
             "list_galleries": plain(galleries.list),
@@ -212,6 +254,17 @@ class Backend:
         }
 
 
+def _methods(task: Task) -> dict[str, Any]:
+    """A task's methods, for /models."""
+    return {
+        name: {
+            "summary": method.summary,
+            "settings": method.settings.model_json_schema().get("properties", {}),
+        }
+        for name, method in METHODS_OF[task].items()
+    }
+
+
 def load_encoder(settings: Settings) -> Encoder:
     from encoders import load
 
@@ -221,3 +274,18 @@ def load_encoder(settings: Settings) -> Encoder:
 
         name = str(demo_encoder_path())
     return load.load_encoder(name, device=settings.device, dtype=settings.dtype)
+
+
+def load_classifier(settings: Settings) -> Classifier | None:
+    """None where the settings name none."""
+    name = settings.classifier
+    if not name:
+        return None
+    from encoders.cav_mae import load_cav_mae
+
+    if name == "demo":
+        from demo import demo_classifier_path
+
+        name = str(demo_classifier_path())
+    classifier: Classifier = load_cav_mae(Path(name), device=settings.device, dtype=settings.dtype)
+    return classifier

@@ -15,7 +15,17 @@ import msgspec
 import numpy as np
 
 from service.errors import ServiceError, status_and_code
-from service.messages import Canary, ControlJob, Job, JobAnswer, NewItem, RetrieveJob
+from service.messages import (
+    Canary,
+    ClassifyJob,
+    ClassifyJobAnswer,
+    ControlJob,
+    Job,
+    JobAnswer,
+    NewItem,
+    QueryJob,
+    RetrieveJob,
+)
 
 FORMAT = 1
 _ARRAY = 1  # our one MessagePack extension type
@@ -29,7 +39,7 @@ class BadMessage(Exception):
 
 @dataclass(frozen=True)
 class Posted:
-    """A job on its way to a worker.
+    """A job on its way to a worker: exactly one of the three.
 
     reply_to        the API process that waits for the answer
     accepted_unix   seconds since 1970; monotonic clocks do not travel
@@ -43,12 +53,17 @@ class Posted:
     deadline_unix: float | None
     retrieve: RetrieveJob | None = None
     control: ControlJob | None = None
+    classify: ClassifyJob | None = None
+
+    @property
+    def query(self) -> QueryJob | None:
+        return self.retrieve if self.retrieve is not None else self.classify
 
     def job(self, *, shift_s: float) -> Job:
         """The job, with its times on this process's clock."""
         deadline_at = None if self.deadline_unix is None else self.deadline_unix - shift_s
-        if self.retrieve is not None:
-            return replace(self.retrieve, accepted_at=self.accepted_unix - shift_s, deadline_at=deadline_at)
+        if self.query is not None:
+            return replace(self.query, accepted_at=self.accepted_unix - shift_s, deadline_at=deadline_at)
         assert self.control is not None
         return replace(self.control, deadline_at=deadline_at)
 
@@ -68,11 +83,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of a job: exactly one of the three. `value`: a control job's answer, plain or bytes."""
+    """What became of a job: exactly one of the four. `value`: a control job's answer, plain or bytes."""
 
     answer: JobAnswer | None = None
     failure: Failure | None = None
     value: Any = None
+    classified: ClassifyJobAnswer | None = None
 
 
 class RemoteFailure(ServiceError):
@@ -88,7 +104,10 @@ def pack_job(job: Job, *, reply_to: str, shift_s: float) -> bytes:
     deadline_unix = None if job.deadline_at is None else job.deadline_at + shift_s
     if isinstance(job, RetrieveJob):
         posted = Posted(reply_to, job.accepted_at + shift_s, deadline_unix, retrieve=job)
+    elif isinstance(job, ClassifyJob):
+        posted = Posted(reply_to, job.accepted_at + shift_s, deadline_unix, classify=job)
     else:
+        assert isinstance(job, ControlJob)
         posted = Posted(reply_to, time.monotonic() + shift_s, deadline_unix, control=job)
     return _pack(posted)
 
@@ -96,17 +115,21 @@ def pack_job(job: Job, *, reply_to: str, shift_s: float) -> bytes:
 def unpack_job(data: bytes) -> Posted:
     """Raises BadMessage."""
     posted = _unpack(data, _posted)
-    if (posted.retrieve is None) == (posted.control is None):
+    if sum(job is not None for job in (posted.retrieve, posted.control, posted.classify)) != 1:
         raise BadMessage("a message holds one job")
+    if posted.query is not None and not posted.query.items:
+        raise BadMessage("a job asks something")
     if posted.control is not None:
         return replace(posted, control=replace(posted.control, arguments=_typed(posted.control.arguments)))
     return posted
 
 
 def pack_reply(result: Any) -> bytes:
-    """`result`: a JobAnswer, an exception, or a control job's answer."""
+    """`result`: the answer to a query job, an exception, or a control job's answer."""
     if isinstance(result, JobAnswer):
         return _pack(Reply(answer=result))
+    if isinstance(result, ClassifyJobAnswer):
+        return _pack(Reply(classified=result))
     if isinstance(result, Exception):
         return _pack(Reply(failure=failure_of(result)))
     return _pack(Reply(value=result))
@@ -117,7 +140,10 @@ def unpack_reply(data: bytes) -> Any:
     reply = _unpack(data, _reply)
     if reply.failure is not None:
         raise reply.failure.error()
-    return reply.answer if reply.answer is not None else reply.value
+    for answer in (reply.answer, reply.classified):
+        if answer is not None:
+            return answer
+    return reply.value
 
 
 def pack_canaries(canaries: Sequence[Canary]) -> bytes:

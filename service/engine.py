@@ -13,42 +13,35 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import numpy as np
 import structlog
 
 from encoders.preprocessing import ImageSpec
-from index.filters import compile_filter
-from service.catalogue import Catalogue, ClassifierCard, GalleryCard, LocalCatalogue
-from service.errors import BadRequest, NotFound, QueueUnreachable
+from service import requests
+from service.catalogue import Catalogue, ClassifierCard, LocalCatalogue
+from service.errors import NotFound, QueueUnreachable
 from service.messages import (
-    AdaptationPart,
-    AskedTarget,
     Canary,
     ClassifyAnswer,
     ClassifyRequest,
     ControlJob,
-    JobAnswer,
     Mode,
     NewItem,
-    Query,
-    QueryKind,
     RetrieveAnswer,
-    RetrieveJob,
     RetrieveRequest,
-    Target,
-    Timings,
-    TrackKey,
+    Task,
 )
 from service.metrics import Metrics
 from service.queue.base import Submitter
+from service.requests import Admission, Placed
 from service.settings import Settings
 
 if TYPE_CHECKING:  # they load torch, which a process without a model does not need
     from encoders.base import Encoder
     from service.backend import Backend
     from service.redis.deployment import Deployment
+    from service.tasks import Classifier
 
 log = structlog.get_logger(__name__)
 
@@ -87,7 +80,12 @@ class Engine:
 
     @classmethod
     async def start(
-        cls, settings: Settings, *, encoder: Encoder | None = None, metrics: Metrics | None = None
+        cls,
+        settings: Settings,
+        *,
+        encoder: Encoder | None = None,
+        classifier: Classifier | None = None,
+        metrics: Metrics | None = None,
     ) -> Engine:
         """Load what the role needs, connect, start the worker, answer one query.
 
@@ -95,9 +93,9 @@ class Engine:
         """
         metrics = metrics or Metrics()
         if settings.redis_url is None:
-            engine = await cls._embedded(settings, encoder, metrics)
+            engine = await cls._embedded(settings, encoder, classifier, metrics)
         else:
-            engine = await cls._with_redis(settings, encoder, metrics)
+            engine = await cls._with_redis(settings, encoder, classifier, metrics)
         try:
             await engine._warm_up()
         except BaseException:
@@ -108,25 +106,31 @@ class Engine:
         return engine
 
     @classmethod
-    async def _embedded(cls, settings: Settings, encoder: Encoder | None, metrics: Metrics) -> Engine:
+    async def _embedded(
+        cls, settings: Settings, encoder: Encoder | None, classifier: Classifier | None, metrics: Metrics
+    ) -> Engine:
         from service.backend import Backend
         from service.queue.memory import MemoryQueue
 
         queue = MemoryQueue(capacity_items=settings.queue_capacity_items)
-        backend = await _in_thread(partial(Backend, settings, metrics=metrics, encoder=encoder, queue=queue))
+        backend = await _in_thread(
+            partial(Backend, settings, metrics=metrics, encoder=encoder, classifier=classifier, queue=queue)
+        )
         backend.start()
         catalogue = LocalCatalogue(backend.card(), backend.galleries)
         return cls(settings, metrics=metrics, submitter=queue, catalogue=catalogue, backend=backend)
 
     @classmethod
-    async def _with_redis(cls, settings: Settings, encoder: Encoder | None, metrics: Metrics) -> Engine:
+    async def _with_redis(
+        cls, settings: Settings, encoder: Encoder | None, classifier: Classifier | None, metrics: Metrics
+    ) -> Engine:
         from service.redis.deployment import Deployment
 
         deployment = await Deployment.open(settings, metrics=metrics)
         try:
             backend = None
             if settings.role != "api":
-                backend = await _in_thread(partial(deployment.start_backend, encoder))
+                backend = await _in_thread(partial(deployment.start_backend, encoder, classifier))
             return cls(
                 settings,
                 metrics=metrics,
@@ -200,13 +204,10 @@ class Engine:
 
         Raises GalleryNotFound, BadRequest, QueueFull, DeadlineExceeded, and what gallery or encoder raise.
         """
-        accepted_at = time.monotonic()
-        timeout_s = self._settings.request_timeout_s
-        if request.deadline_ms is not None:
-            timeout_s = min(timeout_s, request.deadline_ms / 1e3)
-        jobs, places = await self._jobs(request, accepted_at, timeout_s)
-        answers = await self._answers(jobs, timeout_s)
-        return _joined(request, jobs, places, answers, accepted_at)
+        admission = self._admission(request, len(request.queries))
+        card = await self._catalogue.gallery(request.gallery or self._settings.default_gallery)
+        placed = requests.retrieval_jobs(request, card, dimension=self.dimension, admission=admission)
+        return requests.retrieved(request, placed, await self._answers(placed), admission.accepted_at)
 
     async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
         """Answer every sample of the request, in its order.
@@ -214,9 +215,34 @@ class Engine:
         Raises NotFound (`no_classifier`), UnsupportedModality, BadRequest, Conflict (`too_many_label_sets`),
         QueueFull, DeadlineExceeded, and what the model raises.
         """
-        raise NotFound("this server has no classifier; give `labels`", code="no_classifier")
+        admission = self._admission(request, len(request.samples))
+        classifier = self.classifier
+        if request.labels is not None:
+            model = str(self._catalogue.encoder.models["encoder"]["name"])
+        elif classifier is not None:
+            model = classifier.name
+        else:
+            raise NotFound("this server has no classifier; give `labels`", code="no_classifier")
+        placed = requests.classify_jobs(request, classifier, image_spec=self.image_spec, admission=admission)
+        answers = await self._answers(placed)
+        return requests.classified(request, placed, answers, admission.accepted_at, model=model)
 
-    async def _answers(self, jobs: Sequence[RetrieveJob], timeout_s: float) -> list[JobAnswer]:
+    def _admission(self, request: RetrieveRequest | ClassifyRequest, items: int) -> Admission:
+        settings = self._settings
+        mode: Mode | Literal["auto"] = request.adapt if request.adapt != "auto" else settings.mode
+        if mode == "auto":
+            mode = "sync" if items >= settings.sync_from_items else "async"
+        timeout_s = settings.request_timeout_s
+        if request.deadline_ms is not None:
+            timeout_s = min(timeout_s, request.deadline_ms / 1e3)
+        now = time.monotonic()
+        return Admission(mode, settings.batch_size, now, now + timeout_s, request.trace)
+
+    async def _answers(self, placed: Sequence[Placed]) -> list[Any]:
+        jobs = [one.job for one in placed]
+        first = jobs[0]
+        assert first.deadline_at is not None
+        timeout_s = first.deadline_at - first.accepted_at
         try:
             return await self._submitter.ask(jobs, timeout_s=timeout_s)
         except QueueUnreachable:
@@ -224,58 +250,6 @@ class Engine:
                 raise
         frozen = [replace(job, mode="off", frozen_because=REDIS_GONE) for job in jobs]
         return await self._deployment.ask_locally(frozen, timeout_s=timeout_s)
-
-    async def _jobs(
-        self, request: RetrieveRequest, accepted_at: float, timeout_s: float
-    ) -> tuple[list[RetrieveJob], list[tuple[int, ...]]]:
-        """One job for each kind of query and batch; and which queries of the request it holds."""
-        card = await self._catalogue.gallery(request.gallery or self._settings.default_gallery)
-        if request.filter is not None:
-            compile_filter(request.filter)  # here, where only this request can fail by it
-        mode = self._mode(request)
-        by_kind: dict[QueryKind, list[int]] = {}
-        for position, query in enumerate(request.queries):
-            self._check(query, position)
-            by_kind.setdefault(query.kind, []).append(position)
-        jobs: list[RetrieveJob] = []
-        places: list[tuple[int, ...]] = []
-        for kind, positions in by_kind.items():
-            key = TrackKey(request.stream, card.name, kind, _target(request.target, kind, card))
-            for start in range(0, len(positions), self._settings.batch_size):
-                chunk = tuple(positions[start : start + self._settings.batch_size])
-                jobs.append(
-                    RetrieveJob(
-                        key=key,
-                        mode=mode,
-                        queries=tuple(request.queries[position] for position in chunk),
-                        k=request.k,
-                        filter=request.filter,
-                        accepted_at=accepted_at,
-                        deadline_at=accepted_at + timeout_s,
-                        trace=request.trace,
-                    )
-                )
-                places.append(chunk)
-        return jobs, places
-
-    def _mode(self, request: RetrieveRequest) -> Mode:
-        asked = request.adapt if request.adapt != "auto" else self._settings.mode
-        if asked == "auto":
-            return "sync" if len(request.queries) >= self._settings.sync_from_items else "async"
-        return asked
-
-    def _check(self, query: Query, position: int) -> None:
-        if query.embedding is None:
-            return
-        vector = query.embedding
-        if vector.shape != (self.dimension,):
-            raise BadRequest(
-                f"query {position}: the embedding has {vector.size} numbers, "
-                f"this encoder's have {self.dimension}",
-                code="bad_embedding",
-            )
-        if not np.isfinite(vector).all() or not np.any(vector):
-            raise BadRequest(f"query {position}: the embedding is zero or not finite", code="bad_embedding")
 
     # -- galleries ----------------------------------------------------------------------------------
 
@@ -326,13 +300,15 @@ class Engine:
         settings: Mapping[str, Any] | None = None,
         pinned: bool | None = None,
         guard: Mapping[str, Any] | None = None,
+        task: Task | None = None,
     ) -> dict[str, Any]:
-        """What is None stays as it is."""
+        """What is None stays as it is. Without `task` the method says which; without both: retrieval."""
         changes: dict[str, Any] = {
             "method": method,
             "settings": settings,
             "pinned": pinned,
             "guard": guard,
+            "task": task,
         }
         return await self._do("configure_stream", order=name, name=name, **changes)
 
@@ -389,51 +365,3 @@ async def running_engine(settings: Settings, **parts: Any) -> AsyncIterator[Engi
 
 async def _in_thread(work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(None, work)
-
-
-def _target(asked: AskedTarget, kind: QueryKind, card: GalleryCard) -> Target:
-    """`auto`: the other modality where the gallery has it, else the query's own; for embeddings, image."""
-    if asked != "auto":
-        if asked not in card.targets:
-            raise BadRequest(
-                f"gallery {card.name!r} has no {asked} vectors; "
-                f"it has {', '.join(card.targets) or 'no items'}",
-                code="empty_target",
-            )
-        return asked
-    preferred: tuple[Target, ...] = ("text", "image") if kind == "image" else ("image", "text")
-    return next((target for target in preferred if target in card.targets), preferred[0])
-
-
-def _joined(
-    request: RetrieveRequest,
-    jobs: Sequence[RetrieveJob],
-    places: Sequence[tuple[int, ...]],
-    answers: Sequence[JobAnswer],
-    accepted_at: float,
-) -> RetrieveAnswer:
-    """The answers of the request's jobs in query order."""
-    hits: list[tuple[Any, ...]] = [()] * len(request.queries)
-    parts: dict[QueryKind, AdaptationPart] = {}
-    for job, place, answer in zip(jobs, places, answers, strict=True):
-        for position, found in zip(place, answer.hits, strict=True):
-            hits[position] = found
-        kind = job.key.query_kind
-        before = parts[kind].query_indices if kind in parts else ()
-        # A request of several batches reports the last one's: its state has learned from those before.
-        parts[kind] = AdaptationPart((*before, *place), answer.adaptation)
-    each = [answer.timings for answer in answers]
-    timings = Timings(
-        wait_ms=each[0].wait_ms,
-        encode_ms=sum(timing.encode_ms for timing in each),
-        search_ms=sum(timing.search_ms for timing in each),
-        adapt_ms=sum(timing.adapt_ms for timing in each),
-        total_ms=(time.monotonic() - accepted_at) * 1e3,
-    )
-    return RetrieveAnswer(
-        hits=tuple(hits),
-        parts=tuple(parts.values()),
-        timings=timings,
-        gallery=jobs[0].key.gallery,
-        stream=request.stream,
-    )

@@ -38,6 +38,8 @@ BY_CLASS: Mapping[str, tuple[int, str]] = {
     "adapters.base.UnknownMethod": (422, "unknown_method"),
     "adapters.base.BadSettings": (422, "bad_method_settings"),
     "adapters.base.StateMismatch": (409, "state_mismatch"),
+    "adapters.classification.CalibrationMissing": (409, "calibration_missing"),
+    "adapters.calibration.BadCalibration": (500, "bad_calibration"),
     "adapters.base.AdapterError": (500, "adaptation_failed"),
     "adapters.state.StateFileError": (400, "bad_snapshot"),
     "encoders.base.ImageTooLarge": (413, "image_too_large"),

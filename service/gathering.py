@@ -6,31 +6,33 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.messages import Query, RetrieveJob
+from service.messages import Query, QueryJob, Sample
 from service.queue.base import GatherWrite
-from service.streams import Stream, Track
+from service.tracks import Stream, Track
 
 _SWEEP_S = 5.0
 
 
 @dataclass(frozen=True)
 class GatherLimits:
-    """See the settings of the same names; sizes in queries."""
+    """See the settings of the same names; sizes in queries, but for `total_bytes`."""
 
     batch_size: int
     min_items: int
     max_age_s: float
     capacity_items: int
     total_items: int
+    total_bytes: int = 1 << 62
 
 
 @dataclass(frozen=True)
 class GatheredBatch:
-    """Queries that left their gathering to be learned from."""
+    """Queries that left their gathering to be learned from. `first` is the job of the oldest."""
 
     stream: Stream
     track: Track
-    queries: Sequence[Query]
+    first: QueryJob
+    queries: Sequence[Query | Sample]
     id: str
 
 
@@ -41,13 +43,14 @@ class Gatherings:
     looks only at those that hold enough, and at the first of all.
     """
 
-    def __init__(self, limits: GatherLimits, *, on_shed: Callable[[Stream, int], None]) -> None:
+    def __init__(self, limits: GatherLimits, *, on_shed: Callable[[Stream, Track, int], None]) -> None:
         self._limits = limits
         self._on_shed = on_shed
         self._tracks: dict[tuple[str, str], tuple[Stream, Track]] = {}
         self._enough: dict[tuple[str, str], tuple[Stream, Track]] = {}
-        self._counts: dict[tuple[str, str], int] = {}
-        self._total = 0
+        self._counts: dict[tuple[str, str], tuple[int, int]] = {}
+        self._items = 0
+        self._bytes = 0
         self._swept_at = time.monotonic()
 
     def __len__(self) -> int:
@@ -63,14 +66,14 @@ class Gatherings:
             if self._tracks.get((stream.name, track.name), (None, None))[1] is not track:
                 self._note(stream, track)  # else it keeps its turn
 
-    def join(self, stream: Stream, track: Track, jobs: Sequence[RetrieveJob]) -> GatherWrite:
+    def join(self, stream: Stream, track: Track, jobs: Sequence[QueryJob]) -> GatherWrite:
         """Answered jobs join the track's gathering; beyond its capacity its oldest queries leave."""
         track.gathered.join(jobs)
         self._shed(stream, track, len(track.gathered) - self._limits.capacity_items)
         self._note(stream, track)
         return self._write(stream, track, join=tuple(jobs))
 
-    def _write(self, stream: Stream, track: Track, join: Sequence[RetrieveJob] = ()) -> GatherWrite:
+    def _write(self, stream: Stream, track: Track, join: Sequence[QueryJob] = ()) -> GatherWrite:
         # The oldest in the store are those that are being learned from: they leave when that is stored.
         drop = 0 if track.gathered.learning else track.gathered.let_go()
         return GatherWrite(stream.name, stream.token, track.name, drop=drop, join=join)
@@ -82,7 +85,7 @@ class Gatherings:
 
     def overflow(self, *, is_current: Callable[[Stream, Track], bool]) -> tuple[Stream, GatherWrite] | None:
         """If all gatherings together hold too much: the one whose turn is next leaves unlearned."""
-        while self._total > self._limits.total_items:
+        while self._items > self._limits.total_items or self._bytes > self._limits.total_bytes:
             self._sweep(is_current)
             key, (stream, track) = next(iter(self._tracks.items()))
             self._forget(key)
@@ -114,12 +117,12 @@ class Gatherings:
             old = everything or now - track.gathered.since >= limits.max_age_s
             if len(track.gathered) < limits.batch_size and not old:
                 continue
-            first, used = track.gathered.jobs[0].id, track.gathered.used
+            first, used = track.gathered.jobs[0], track.gathered.used
             queries = track.gathered.take(limits.batch_size)
             track.gathered.learning = True
             self._forget(key)
             self._note(stream, track)  # to the back: other streams have their turn
-            return GatheredBatch(stream, track, queries, f"{first}+{used}")
+            return GatheredBatch(stream, track, first, queries, f"{first.id}+{used}")
         return None
 
     def _note(self, stream: Stream, track: Track) -> None:
@@ -128,8 +131,7 @@ class Gatherings:
         if not count:
             self._forget(key)
             return
-        self._total += count - self._counts.get(key, 0)
-        self._counts[key] = count
+        self._count(key, (count, track.gathered.byte_size))
         self._tracks[key] = (stream, track)
         if count >= min(limits.min_items, limits.batch_size):
             self._enough[key] = (stream, track)
@@ -139,7 +141,15 @@ class Gatherings:
     def _forget(self, key: tuple[str, str]) -> None:
         self._tracks.pop(key, None)
         self._enough.pop(key, None)
-        self._total -= self._counts.pop(key, 0)
+        self._count(key, (0, 0))
+
+    def _count(self, key: tuple[str, str], now: tuple[int, int]) -> None:
+        """Queries and bytes that the track holds now."""
+        items, size = self._counts.pop(key, (0, 0))
+        self._items += now[0] - items
+        self._bytes += now[1] - size
+        if now[0]:
+            self._counts[key] = now
 
     def _sweep(self, is_current: Callable[[Stream, Track], bool]) -> None:
         """Now and then forget all tracks of streams that were deleted, reset, evicted or lost."""
@@ -156,4 +166,4 @@ class Gatherings:
         track.gathered.take(surplus)
         track.shed += surplus
         stream.dirty = True
-        self._on_shed(stream, surplus)
+        self._on_shed(stream, track, surplus)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+Task = Literal["retrieve", "classify"]
 Mode = Literal["sync", "async", "off"]
 AskedMode = Literal["auto", "sync", "async", "off"]
 QueryKind = Literal["text", "image", "embedding"]
@@ -19,6 +20,10 @@ SampleKind = Literal["audio+video", "audio", "video", "image", "text"]
 Target = Literal["image", "text"]
 AskedTarget = Literal["auto", "image", "text"]
 Status = Literal["applied", "applying", "queued", "skipped", "undone", "off"]
+
+
+def _bytes(*arrays: np.ndarray | None) -> int:
+    return sum(array.nbytes for array in arrays if array is not None)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,11 @@ class Query:
         if self.text is not None:
             return "text"
         return "image" if self.pixels is not None else "embedding"
+
+    @property
+    def byte_size(self) -> int:
+        """Of its arrays."""
+        return _bytes(self.pixels, self.embedding)
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,11 @@ class Sample:
         """The modalities that the classifier would see and does not."""
         there = {"audio": self.fbank is not None, "video": self.pixels is not None}
         return tuple(modality for modality, present in there.items() if not present)
+
+    @property
+    def byte_size(self) -> int:
+        """Of its arrays."""
+        return _bytes(self.fbank, self.pixels)
 
 
 @dataclass(frozen=True)
@@ -283,6 +298,11 @@ class QueryJob:
     def items(self) -> int:
         return len(self.asked)
 
+    @property
+    def byte_size(self) -> int:
+        """Of its arrays."""
+        return sum(one.byte_size for one in self.asked)
+
 
 @dataclass(frozen=True)
 class RetrieveJob(QueryJob):
@@ -355,7 +375,7 @@ class ControlJob:
     deadline_at: float | None = None
 
 
-Job = RetrieveJob | ClassifyJob | ControlJob
+Job = QueryJob | ControlJob
 
 
 def stream_of(job: Job) -> str | None:

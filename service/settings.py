@@ -153,9 +153,28 @@ class Settings(BaseSettings):
         description="Most queries gathered by all streams together; beyond, the longest waiting gathering "
         "leaves without adapting.",
     )
+    gather_total_mib: int = Field(
+        1024,
+        ge=1,
+        description="Most MiB of their pictures and sounds; beyond, likewise.",
+    )
     answer_before_last_update: bool = Field(
         True,
         description="In `sync`, answer before the last update of the batch, which cannot change the answer.",
+    )
+
+    # Classification
+    classifier: str = Field(
+        "",
+        description="Audio-video classifier of /classify: `demo`, or a local folder made by "
+        "`python -m encoders.convert_cav_mae`. Empty: none; labels given as texts are still classified.",
+    )
+    classify_method: str = Field(
+        "brimpr", min_length=1, description="Adaptation method of new streams for the classifier."
+    )
+    classify_method_settings: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Settings of that method over its own defaults (JSON in the environment).",
     )
 
     # Guard

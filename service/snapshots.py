@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base import BadSettings, StateMismatch
-from adapters.registry import make_method
 from adapters.state import StateFileError, unpack_header
-from encoders.base import Encoder
 from service.errors import BadRequest, Conflict, NotFound
 from service.files import check_snapshot_name, check_stream_name, write_atomically
-from service.streams import Stream, Track, pack_stream, unpack_tracks
+from service.stream_files import Unpacked, pack_stream, unpack_stream
+from service.tasks import Tasks
+from service.tracks import Stream
 
 _SUFFIX = ".attune"
 
 
 class SnapshotStore:
-    def __init__(self, *, encoder: Encoder, folder: Path) -> None:
-        self._encoder = encoder
+    def __init__(self, *, tasks: Tasks, folder: Path) -> None:
+        self._tasks = tasks
         self._folder = folder
 
     def create(self, stream: Stream, name: str | None, note: str, *, job: str = "") -> dict[str, Any]:
@@ -43,7 +43,14 @@ class SnapshotStore:
         path = self._path(stream.name, name)
         self._refuse_existing(path, name)
         about = {"snapshot": name, "snapshot_at": created_at, "version": version, "note": note, "job": job}
-        data = pack_stream(stream, kind="snapshot", fingerprint=self._encoder.fingerprint, **about)
+        classifier = self._tasks.classifier
+        data = pack_stream(
+            stream,
+            kind="snapshot",
+            fingerprint=self._tasks.encoder.fingerprint,
+            classifier_fingerprint=None if classifier is None else classifier.fingerprint,
+            **about,
+        )
         write_atomically(path, data)
         return self._describe(path)
 
@@ -52,8 +59,8 @@ class SnapshotStore:
         found = [self._describe(path) for path in self._paths(stream)]
         return sorted(found, key=lambda card: card["created_at"])
 
-    def read(self, stream: str, name: str) -> tuple[dict[str, Any], dict[str, Track]]:
-        """Header and tracks, ready to be restored. Raises NotFound, Conflict, BadRequest."""
+    def read(self, stream: str, name: str) -> Unpacked:
+        """Methods and tracks, ready to be restored. Raises NotFound, Conflict, BadRequest."""
         return self._unpack(self.export(stream, name))
 
     def export(self, stream: str, name: str) -> bytes:
@@ -67,7 +74,7 @@ class SnapshotStore:
 
         With `again`, of a job delivered once more, the same file may be there already.
         """
-        header, _ = self._unpack(data)
+        header = self._unpack(data).header
         path = self._path(stream, name or str(header.get("snapshot", "")))
         if again and path.is_file() and path.read_bytes() == data:
             return self._describe(path)
@@ -98,17 +105,16 @@ class SnapshotStore:
         if path.exists():
             raise Conflict(f"there is a snapshot {name!r} already; delete it or choose another name")
 
-    def _unpack(self, data: bytes) -> tuple[dict[str, Any], dict[str, Track]]:
+    def _unpack(self, data: bytes) -> Unpacked:
         try:
-            header, tracks = unpack_tracks(data, self._encoder)
-            if header.get("kind") != "snapshot":
+            found = unpack_stream(data, self._tasks)
+            if found.header.get("kind") != "snapshot":
                 raise StateFileError("it is no snapshot")
-            make_method(header["method"], header["settings"])
         except (StateFileError, BadSettings, TypeError, KeyError) as error:
             raise BadRequest(f"the snapshot cannot be used: {error}", code="bad_snapshot") from error
         except StateMismatch as error:
             raise Conflict(f"the snapshot cannot be used: {error}", code="fingerprint_mismatch") from error
-        return header, tracks
+        return found
 
     def _describe(self, path: Path) -> dict[str, Any]:
         """The card of a snapshot file. A damaged one is listed as such, so that it can be deleted."""
@@ -127,6 +133,7 @@ class SnapshotStore:
             "version": header.get("version"),
             "method": header.get("method"),
             "settings": header.get("settings"),
+            "classify": header.get("classify"),
             "fingerprint": header.get("fingerprint"),
             "note": header.get("note", ""),
             "tracks": [

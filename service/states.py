@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from adapters.state import StateFileError, unpack_header
 from service.files import check_stream_name, write_atomically
-from service.messages import RetrieveJob
+from service.messages import QueryJob
 
 _SUFFIX = ".state"
 _REFUSED = ".refused"
@@ -31,7 +31,7 @@ class StateStore(Protocol):
     def cards(self, names: Sequence[str]) -> list[dict[str, Any] | None]:
         """Each stored stream's description, without its tensors; None if there is none."""
 
-    def gathered(self, name: str) -> Mapping[str, Sequence[RetrieveJob]]:
+    def gathered(self, name: str) -> Mapping[str, Sequence[QueryJob]]:
         """Answered jobs that wait for a full batch, by track, oldest first."""
 
     def save(self, name: str, data: bytes) -> None:
@@ -71,7 +71,7 @@ class FileStates:
             return unpack_header(file.read(8 + min(size, self._path(name).stat().st_size))).get("card")
         return None
 
-    def gathered(self, name: str) -> Mapping[str, Sequence[RetrieveJob]]:
+    def gathered(self, name: str) -> Mapping[str, Sequence[QueryJob]]:
         return {}
 
     def save(self, name: str, data: bytes) -> None:

@@ -19,40 +19,24 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import structlog
-import torch
-from torch import Tensor
 
 from adapters.base import AdapterError
-from encoders.base import Encoder, EncoderError, Modality
+from encoders.base import EncoderError
 from index.base import GalleryError
-from index.gallery import Gallery
-from service import pipeline, tracing
-from service.canaries import CanaryStore
+from service import tracing
+from service.batches.base import Batch
+from service.batches.make import Batches
 from service.errors import NotReady, QueueUnreachable, ServiceError
 from service.galleries import Galleries
-from service.gallery_side import GallerySide, to_numpy
 from service.gathering import GatheredBatch, Gatherings, GatherLimits
-from service.messages import (
-    Adaptation,
-    ControlJob,
-    Job,
-    JobAnswer,
-    Mode,
-    Query,
-    RankedHit,
-    RetrieveJob,
-    Status,
-    Target,
-    Timings,
-    stream_of,
-)
+from service.messages import Adaptation, ControlJob, Job, QueryJob, Status, Timings, stream_of
 from service.metrics import Metrics
-from service.pipeline import EarlyAnswer, Outcome, Ranking, StageTimes
+from service.pipeline import EarlyAnswer, Outcome
 from service.queue.base import ADOPT, GatherWrite, JobQueue, LostOwnership, Settlement, StateWrite
 from service.settings import Settings
-from service.streams import Stream, StreamStore, Track
+from service.streams import StreamStore
+from service.tracks import Stream, Track
 
 log = structlog.get_logger(__name__)
 
@@ -78,21 +62,12 @@ class _Task:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Jobs of one batch group, as the worker answers them."""
+class _Taken:
+    """Jobs of one batch group, and the batch that they make. at: time.monotonic()."""
 
-    jobs: Sequence[RetrieveJob]
-    gallery: Gallery
-    target: Target
-    taken_at: float
-
-    @property
-    def queries(self) -> list[Query]:
-        return [query for job in self.jobs for query in job.queries]
-
-    @property
-    def k(self) -> int:
-        return max(job.k for job in self.jobs)
+    jobs: Sequence[QueryJob]
+    batch: Batch
+    at: float
 
 
 class Worker:
@@ -101,19 +76,17 @@ class Worker:
     def __init__(
         self,
         *,
-        encoder: Encoder,
+        batches: Batches,
         galleries: Galleries,
         streams: StreamStore,
-        canaries: CanaryStore,
         queue: JobQueue,
         settings: Settings,
         metrics: Metrics,
         actions: Mapping[str, Action],
     ) -> None:
-        self._encoder = encoder
+        self._batches = batches
         self._galleries = galleries
         self._streams = streams
-        self._canaries = canaries
         self._queue = queue
         self._settings = settings
         self._metrics = metrics
@@ -127,8 +100,11 @@ class Worker:
                 max_age_s=settings.gather_max_age_s,
                 capacity_items=settings.gather_capacity_items,
                 total_items=settings.gather_total_items,
+                total_bytes=settings.gather_total_mib << 20,
             ),
-            on_shed=lambda stream, count: metrics.count_adaptation(stream.method_name, "shed", count),
+            on_shed=lambda stream, track, count: metrics.count_adaptation(
+                stream.chosen(track).name, "shed", count
+            ),
         )
         self._saved_at = time.monotonic()
         self._stop_at: float | None = None
@@ -242,9 +218,10 @@ class Worker:
             if isinstance(first, ControlJob):
                 self._control(first)
             else:
-                traces = [job.trace for job in jobs if isinstance(job, RetrieveJob)]
-                with tracing.attach(first.trace), tracing.span("answer", kind="consumer", links=traces[1:]):
-                    self._retrieve([job for job in jobs if isinstance(job, RetrieveJob)])
+                asked = [job for job in jobs if isinstance(job, QueryJob)]
+                links = [job.trace for job in asked[1:]]
+                with tracing.attach(first.trace), tracing.span("answer", kind="consumer", links=links):
+                    self._answer(asked)
         except Exception as error:
             self._fail(jobs, error)
 
@@ -270,7 +247,8 @@ class Worker:
 
     def _control(self, job: ControlJob) -> None:
         if job.action == ADOPT:
-            self._gatherings.watch(self._streams.find_or_create(_given(job.stream)))
+            assert job.stream is not None
+            self._gatherings.watch(self._streams.find_or_create(job.stream))
             return
         answer = self._actions[job.action](job)
         if not isinstance(answer, Generator):
@@ -291,93 +269,70 @@ class Worker:
 
     # -- queries ------------------------------------------------------------------------------------
 
-    def _retrieve(self, jobs: Sequence[RetrieveJob]) -> None:
+    def _answer(self, jobs: Sequence[QueryJob]) -> None:
+        """Answer a batch: by the source model, by the stream's state, or by what is learned from it first."""
         first = jobs[0]
-        gallery = self._galleries.usable(first.key.gallery)
-        batch = _Batch(jobs, gallery, first.key.target, time.monotonic())
-        self._metrics.observe_batch(len(batch.queries))
-        if first.key.query_kind == "embedding":
-            self._answer_embeddings(batch)
-        elif first.mode == "off":
-            because = first.frozen_because
-            self._answer_frozen(
-                batch, status="skipped" if because else "off", reason=because or "asked for the source model"
-            )
-        elif not gallery.count(first.key.target):
-            self._answer_frozen(
-                batch, status="skipped", reason=f"the gallery has no {first.key.target} vectors"
-            )
+        taken = _Taken(jobs, self._batches.of(jobs), time.monotonic())
+        batch = taken.batch
+        self._metrics.observe_batch(batch.size)
+        if batch.source_because or first.mode == "off":
+            self._answer_frozen(taken)
+            return
+        stream = self._streams.find_or_create(first.key.stream)
+        track = self._streams.track(stream, first.key)
+        self._gatherings.watch(stream)
+        if batch.unlearned_because:
+            self._answer_without_learning(taken, stream, track, reason=batch.unlearned_because)
+        elif self._sheds(taken):
+            self._answer_without_learning(taken, stream, track, reason="overloaded: answers come first")
+        elif any(job.id in track.state.applied_batches for job in jobs):
+            self._answer_without_learning(taken, stream, track, reason="learned from before")
+        elif first.mode == "sync":
+            slices = _kept(stream, self._adapt_and_answer(taken, stream, track))
+            self._foreground = _Task(slices, stream.name, list(jobs), first.trace)
         else:
-            stream = self._streams.find_or_create(first.key.stream)
-            track = self._streams.track(stream, first.key)
-            self._gatherings.watch(stream)
-            if self._sheds(batch):
-                self._answer_without_learning(batch, stream, track, reason="overloaded: answers come first")
-            elif any(job.id in track.state.applied_batches for job in jobs):
-                self._answer_without_learning(batch, stream, track, reason="learned from before")
-            elif first.mode == "sync":
-                slices = _kept(stream, self._adapt_and_answer(batch, stream, track))
-                self._foreground = _Task(slices, stream.name, list(jobs), first.trace)
-            else:
-                self._answer_and_gather(batch, stream, track)
+            self._answer_and_gather(taken, stream, track)
 
-    def _sheds(self, batch: _Batch) -> bool:
+    def _sheds(self, taken: _Taken) -> bool:
         """Whether a synchronous batch goes without adapting, because many wait or it has waited long."""
-        first = batch.jobs[0]
-        if first.mode != "sync" or any(job.again for job in batch.jobs):
+        first = taken.jobs[0]
+        if first.mode != "sync" or any(job.again for job in taken.jobs):
             return False  # begun before: its answer may have said already that it adapts
         if first.deadline_at is not None:
-            waited, budget = batch.taken_at - first.accepted_at, first.deadline_at - first.accepted_at
+            waited, budget = taken.at - first.accepted_at, first.deadline_at - first.accepted_at
             if waited >= self._settings.shed_from_wait_share * budget:
                 return True
         return self._overloaded()
 
-    def _answer_embeddings(self, batch: _Batch) -> None:
-        times = StageTimes()
-        features = torch.from_numpy(np.stack([_given(query.embedding) for query in batch.queries]))
-        features = torch.nn.functional.normalize(features, dim=-1)
-        started = time.perf_counter()
-        ranking = self._side(batch).search(features, batch.k)
-        times.search_ms = (time.perf_counter() - started) * 1e3
+    def _answer_frozen(self, taken: _Taken) -> None:
+        """By the source model."""
+        because = taken.batch.source_because or taken.jobs[0].frozen_because
+        answered = taken.batch.answer(None, None)
         self._settle(
-            batch, features, ranking, times, method="source", version=0, status="skipped",
-            reason="an embedding does not pass through the encoder",
+            taken, answered, method="source", version=0, status="skipped" if because else "off",
+            reason=because or "asked for the source model",
         )  # fmt: skip
 
-    def _answer_frozen(self, batch: _Batch, *, status: Status, reason: str) -> None:
-        times = StageTimes()
-        features, ranking = pipeline.answer(
-            **self._encoded(batch, times), k=batch.k, method=None, state=None, times=times
-        )
-        self._settle(
-            batch, features, ranking, times, method="source", version=0, status=status, reason=reason
-        )
-
-    def _answer_without_learning(self, batch: _Batch, stream: Stream, track: Track, *, reason: str) -> None:
+    def _answer_without_learning(self, taken: _Taken, stream: Stream, track: Track, *, reason: str) -> None:
         """Answer with the stream's current state, which stays as it is."""
-        times = StageTimes()
-        features, ranking = pipeline.answer(
-            **self._encoded(batch, times), k=batch.k, method=stream.method, state=track.state, times=times
-        )
+        chosen = stream.chosen(track)
+        answered = taken.batch.answer(chosen.method, track.state)
         self._settle(
-            batch, features, ranking, times, method=stream.method_name, version=track.state.version,
-            status="skipped", reason=reason,
-        )  # fmt: skip
+            taken, answered, method=chosen.name, version=track.state.version, status="skipped", reason=reason
+        )
 
-    def _answer_and_gather(self, batch: _Batch, stream: Stream, track: Track) -> None:
+    def _answer_and_gather(self, taken: _Taken, stream: Stream, track: Track) -> None:
         """Asynchronous mode: answer with the current state, let the queries join the next batch."""
-        if not stream.method.adapts:
-            reason = f"the stream's method is {stream.method_name}"
-            self._answer_without_learning(batch, stream, track, reason=reason)
+        chosen = stream.chosen(track)
+        if not chosen.method.adapts:
+            reason = f"the stream's method is {chosen.name}"
+            self._answer_without_learning(taken, stream, track, reason=reason)
             return
-        times = StageTimes()
-        features, ranking = pipeline.answer(
-            **self._encoded(batch, times), k=batch.k, method=stream.method, state=track.state, times=times
-        )
+        answered = taken.batch.answer(chosen.method, track.state)
         shed = track.shed
-        write = self._gatherings.join(stream, track, batch.jobs)
+        write = self._gatherings.join(stream, track, taken.jobs)
         self._settle(
-            batch, features, ranking, times, method=stream.method_name, version=track.state.version,
+            taken, answered, method=chosen.name, version=track.state.version,
             status="queued", reason=self._gathered(len(track.gathered)), gathering=write,
             state=self._streams.write(stream.name) if track.shed != shed else None,
         )  # fmt: skip
@@ -385,56 +340,33 @@ class Worker:
             loser, drop = overflow
             self._queue.settle(Settlement(gathering=drop, state=self._streams.write(loser.name)))
 
-    def _adapt_and_answer(self, batch: _Batch, stream: Stream, track: Track) -> Generator[None, None, None]:
+    def _adapt_and_answer(self, taken: _Taken, stream: Stream, track: Track) -> Generator[None, None, None]:
         """Synchronous mode: the batch adapts, and its answer comes from the adapted model."""
-        times = StageTimes()
+        chosen = stream.chosen(track)
+        answered: list[tuple[Job, Any]] = []
 
-        def on_answer(early: EarlyAnswer) -> None:
+        def on_answer(early: EarlyAnswer[Any]) -> None:
             results = self._results(
-                batch, early.features, early.ranking, times, method=stream.method_name,
-                version=early.version, status=early.status, reason=early.reason,
+                taken, early.answered, method=chosen.name, version=early.version, status=early.status,
+                reason=early.reason,
             )  # fmt: skip
             if early.status == "applying":
                 self._queue.answer_early(results)
             else:
                 answered.extend(results)
 
-        answered: list[tuple[Job, Any]] = []
-
-        outcome = yield from pipeline.adapt(
-            **self._encoded(batch, times),
-            k=batch.k,
-            method=stream.method,
-            state=track.state,
-            batch_id=batch.jobs[0].id,
-            times=times,
+        outcome = yield from taken.batch.adapt(
+            track,
+            chosen.method,
+            batch_id=taken.jobs[0].id,
             on_answer=on_answer,
             answer_before_last_update=self._settings.answer_before_last_update,
-            guard=track.guard,
-            canaries=self._canaries.check(track.gallery, track.query_modality, track.target),
         )
-        if not self._commit(stream, track, outcome, len(batch.queries)):
+        if not self._commit(stream, track, outcome, taken.batch.size):
             # Control jobs of the stream wait for this task: it can only have gone to another worker.
             raise LostOwnership(f"stream {stream.name!r} is another worker's now")
         state = self._streams.write(stream.name)
-        self._queue.settle(Settlement(results=answered, finished=batch.jobs, state=state))
-
-    def _encoded(self, batch: _Batch, times: StageTimes) -> dict[str, Any]:
-        """The pipeline's arguments for a batch of texts or pictures."""
-        started = time.perf_counter()
-        tower, inputs = self._prepare(batch.queries)
-        times.encode_ms += (time.perf_counter() - started) * 1e3
-        return {"tower": tower, "inputs": inputs, "side": self._side(batch)}
-
-    def _prepare(self, queries: Sequence[Query]) -> tuple[Any, Any]:
-        modality: Modality = "text" if queries[0].kind == "text" else "image"
-        tower = self._encoder.towers[modality]
-        if modality == "text":
-            return tower, tower.prepare([_given(query.text) for query in queries])
-        return tower, tower.prepare([_given(query.pixels) for query in queries])
-
-    def _side(self, batch: _Batch) -> GallerySide:
-        return GallerySide(batch.gallery, batch.target, self._encoder.device)
+        self._queue.settle(Settlement(results=answered, finished=taken.jobs, state=state))
 
     # -- gathering and background adaptation --------------------------------------------------------
 
@@ -451,30 +383,18 @@ class Worker:
         if batch is not None:
             self._background = _Task(_kept(batch.stream, self._adapt_only(batch)), batch.stream.name)
 
-    def _adapt_only(self, batch: GatheredBatch) -> Generator[None, None, None]:
+    def _adapt_only(self, gathered: GatheredBatch) -> Generator[None, None, None]:
         """Learn from gathered queries. Whatever comes of it, they leave the gathering."""
-        stream, track = batch.stream, batch.track
+        stream, track = gathered.stream, gathered.track
         try:
-            gallery = self._galleries.usable(track.gallery)
-            tower, inputs = self._prepare(batch.queries)
-            outcome = yield from pipeline.adapt(
-                tower=tower,
-                inputs=inputs,
-                side=GallerySide(gallery, track.target, self._encoder.device),
-                k=1,
-                method=stream.method,
-                state=track.state,
-                batch_id=batch.id,
-                times=StageTimes(),
-                guard=track.guard,
-                canaries=self._canaries.check(track.gallery, track.query_modality, track.target),
-            )
+            batch = self._batches.gathered(gathered)
+            outcome = yield from batch.adapt(track, stream.chosen(track).method, batch_id=gathered.id)
         except Exception:
             if self._still_there(stream, track):
-                self._store(batch)
+                self._store(gathered)
             raise
-        if self._commit(stream, track, outcome, len(batch.queries)):
-            self._store(batch)
+        if self._commit(stream, track, outcome, batch.size):
+            self._store(gathered)
 
     def _store(self, batch: GatheredBatch) -> None:
         gathering = self._gatherings.learned(batch)
@@ -491,19 +411,15 @@ class Worker:
         track.commit(outcome)
         stream.dirty = True
         self._streams.measure(stream)
-        self._metrics.count_adaptation(stream.method_name, outcome.status, queries)
+        method = stream.chosen(track).name
+        self._metrics.count_adaptation(method, outcome.status, queries)
         self._metrics.observe_drift(
-            method=stream.method_name,
-            direction=track.direction,
-            version=track.state.version,
-            figures=outcome.drift,
+            method=method, direction=track.direction, version=track.state.version, figures=outcome.drift
         )
         if outcome.guard is not None:
             si, gap = outcome.guard.change("source_likeness"), outcome.guard.change("modality_gap")
             if si is not None and gap is not None:
-                self._metrics.observe_guard(
-                    method=stream.method_name, source_likeness_change=si, modality_gap_change=gap
-                )
+                self._metrics.observe_guard(method=method, source_likeness_change=si, modality_gap_change=gap)
         if outcome.event is not None:
             event = outcome.event
             self._metrics.count_guard_action(event.action)
@@ -522,68 +438,41 @@ class Worker:
 
     def _settle(
         self,
-        *answer: Any,
+        taken: _Taken,
+        answered: Any,
+        *,
         gathering: GatherWrite | None = None,
         state: StateWrite | None = None,
         **about: Any,
     ) -> None:
         """Answer a batch whose jobs are done with it; the arguments are those of `_results`."""
-        results = self._results(*answer, **about)
+        results = self._results(taken, answered, **about)
         self._queue.settle(Settlement(results=results, gathering=gathering, state=state))
 
     def _results(
-        self,
-        batch: _Batch,
-        features: Tensor,
-        ranking: Ranking,
-        times: StageTimes,
-        *,
-        method: str,
-        version: int,
-        status: Status,
-        reason: str,
+        self, taken: _Taken, answered: Any, *, method: str, version: int, status: Status, reason: str
     ) -> list[tuple[Job, Any]]:
         """One answer a job of the batch."""
-        if ranking.generation != batch.gallery.generation:  # it was changed since, maybe by another process
-            ranking = self._side(batch).search(features, batch.k)
-        results: list[tuple[Job, Any]] = []
-        mode: Mode = batch.jobs[0].mode
-        direction = batch.jobs[0].key.direction
-        adaptation = Adaptation(method, mode, direction, version, status, reason, len(batch.queries))
+        batch, jobs = taken.batch, taken.jobs
+        mode, direction = jobs[0].mode, jobs[0].key.direction
+        adaptation = Adaptation(method, mode, direction, version, status, reason, batch.size)
         now = time.monotonic()
-        start = 0
-        for job in batch.jobs:
-            rows = slice(start, start + job.items)
-            start = rows.stop
-            timings = Timings(
-                wait_ms=(batch.taken_at - job.accepted_at) * 1e3,
-                encode_ms=times.encode_ms,
-                search_ms=times.search_ms,
-                adapt_ms=times.adapt_ms,
+        timings = [
+            Timings(
+                wait_ms=(taken.at - job.accepted_at) * 1e3,
+                encode_ms=batch.times.encode_ms,
+                search_ms=batch.times.search_ms,
+                adapt_ms=batch.times.adapt_ms,
                 total_ms=(now - job.accepted_at) * 1e3,
             )
-            hits = self._hits(batch, job, features, ranking, rows)
-            results.append((job, JobAnswer(hits, adaptation, timings)))
+            for job in jobs
+        ]
+        answers = batch.answers(jobs, answered, adaptation, timings)
+        for job, times in zip(jobs, timings, strict=True):
             self._metrics.observe_answer(
-                mode=mode,
-                direction=direction,
-                status=status,
-                timings=timings,
-                queries=job.items,
-                method=method,
+                mode=mode, direction=direction, status=status, timings=times, queries=job.items, method=method
             )
-        return results
-
-    def _hits(
-        self, batch: _Batch, job: RetrieveJob, features: Tensor, ranking: Ranking, rows: slice
-    ) -> tuple[tuple[RankedHit, ...], ...]:
-        gallery, target = batch.gallery, batch.target
-        scores, positions = ranking.scores[rows], ranking.positions[rows]
-        if job.filter is not None:
-            allowed = gallery.allowed(target, job.filter)
-            scores, positions = gallery.search_raw(target, to_numpy(features[rows]), job.k, allowed)
-        found = gallery.hits(target, scores, positions, job.k)
-        return tuple(tuple(RankedHit(hit.id, hit.score, hit.payload) for hit in hits) for hits in found)
+        return list(zip(jobs, answers, strict=True))
 
 
 def _kept(stream: Stream, slices: Generator[None, None, None]) -> Generator[None, None, None]:
@@ -593,8 +482,3 @@ def _kept(stream: Stream, slices: Generator[None, None, None]) -> Generator[None
         yield from slices
     finally:
         stream.adapting -= 1
-
-
-def _given(value: Any) -> Any:
-    assert value is not None  # the queue groups jobs by kind, so a query of this batch has this field
-    return value

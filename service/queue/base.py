@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from service.messages import Job, RetrieveJob
+from service.messages import Job, QueryJob
 
 ADOPT = "adopt"
 """Action of a control job of the queue's own: take note of what a stream that was taken over has gathered."""
@@ -47,7 +47,7 @@ class GatherWrite:
     token: int | None
     track: str
     drop: int = 0
-    join: Sequence[RetrieveJob] = ()
+    join: Sequence[QueryJob] = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class JobQueue(Protocol):
     def take(
         self, *, max_items: int, max_wait_s: float, timeout_s: float, accept: Callable[[Job], bool]
     ) -> list[Job]:
-        """The next control job alone, or the next retrieve jobs of one batch group.
+        """The next control job alone, or the next query jobs of one batch group.
 
         Waits up to `timeout_s` for a first job that `accept` admits (a job that is passed over holds
         back the later ones of its stream), then up to `max_wait_s` for company up to `max_items` queries.

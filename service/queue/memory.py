@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import DeadlineExceeded, NotReady, QueueFull
-from service.messages import Job, RetrieveJob, batch_group, stream_of
+from service.messages import Job, QueryJob, batch_group, stream_of
 from service.queue.base import Settlement
 
 _RATE_SMOOTHING = 0.2
@@ -100,7 +100,7 @@ class MemoryQueue:
             first = self._wait_for_first(timeout_s, accept)
             if first is None:
                 return []
-            if not isinstance(first.job, RetrieveJob):
+            if not isinstance(first.job, QueryJob):
                 return self._claim([first])
             batch = self._company(first, max_items)
             until = time.monotonic() + max_wait_s
@@ -179,12 +179,12 @@ class MemoryQueue:
 
     def _company(self, first: _Entry, max_items: int) -> list[_Entry]:
         """`first` and the later jobs of its batch group, whole jobs only, up to `max_items` queries."""
-        assert isinstance(first.job, RetrieveJob)
+        assert isinstance(first.job, QueryJob)
         group, stream = batch_group(first.job), stream_of(first.job)
         batch, items = [first], first.job.items
         for entry in self._waiting[self._waiting.index(first) + 1 :]:
             job = entry.job
-            if isinstance(job, RetrieveJob) and batch_group(job) == group:
+            if isinstance(job, QueryJob) and batch_group(job) == group:
                 if items + job.items > max_items:
                     break
                 batch.append(entry)

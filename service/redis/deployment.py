@@ -7,8 +7,9 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -16,7 +17,7 @@ import redis.asyncio
 import structlog
 
 from service.errors import NotReady, QueueUnreachable
-from service.messages import RetrieveJob
+from service.messages import QueryJob
 from service.metrics import Metrics
 from service.redis.catalogue import RedisCatalogue, packed
 from service.redis.connection import GONE, Clock, Scripts, connect, connect_async, end, shown
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from service.backend import Backend
     from service.redis.leases import Leases
     from service.redis.queue import RedisQueue
+    from service.tasks import Classifier
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +90,7 @@ class Deployment:
         deployment._hello_task = asyncio.ensure_future(deployment._keep_saying_hello())
         return deployment
 
-    def start_backend(self, encoder: Encoder | None) -> Backend:
+    def start_backend(self, encoder: Encoder | None, classifier: Classifier | None = None) -> Backend:
         """Load model and galleries, join the workers. Blocks. Raises NotReady, EncoderError, OSError."""
         from service.backend import Backend
         from service.redis.leases import Leases
@@ -126,6 +128,7 @@ class Deployment:
             settings,
             metrics=self._metrics,
             encoder=encoder,
+            classifier=classifier,
             queue=queue,
             states=RedisStates(client, self._keys, leases, self._clock),
             alone=alone,
@@ -147,10 +150,10 @@ class Deployment:
         """Tell the others which encoder and galleries there are. Raises NotReady beside another encoder."""
         card = backend.card()
         known: Any = client.get(self._keys.encoder)
-        if known is not None and json.loads(known)["fingerprint"] != card.fingerprint and self._workers:
+        if known is not None and self._workers and _models(json.loads(known)) != _models(asdict(card)):
             raise NotReady(
-                "the workers of this deployment serve another encoder; stop them first, or set another "
-                "ATTUNE_REDIS_NAMESPACE"
+                "the workers of this deployment serve another encoder or classifier; stop them first, or set "
+                "another ATTUNE_REDIS_NAMESPACE"
             )
         client.set(self._keys.encoder, packed(card))
         # Asked before the list is made: what another worker makes in between is not taken for gone.
@@ -200,7 +203,7 @@ class Deployment:
             described["partitions"] = len(self._leases.held())
         return described
 
-    async def ask_locally(self, jobs: Sequence[RetrieveJob], *, timeout_s: float) -> list[Any]:
+    async def ask_locally(self, jobs: Sequence[QueryJob], *, timeout_s: float) -> list[Any]:
         """Answers of this process's own worker, past Redis."""
         assert self._queue is not None
         return await self._queue.local.ask(jobs, timeout_s=timeout_s)
@@ -245,3 +248,9 @@ class Deployment:
         self.submitter.went_down.clear()
         self._metrics.set_redis_up(True)
         return True
+
+
+def _models(card: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Fingerprints of encoder and classifier."""
+    classifier = card.get("classifier")
+    return card["fingerprint"], None if classifier is None else classifier["fingerprint"]

@@ -11,7 +11,7 @@ import structlog
 
 from service.codec import BadMessage, unpack_job
 from service.errors import QueueUnreachable
-from service.messages import RetrieveJob
+from service.messages import QueryJob
 from service.redis.connection import GONE, Clock
 from service.redis.keys import Keys, partition_of
 from service.redis.leases import Leases
@@ -47,21 +47,21 @@ class RedisStates:
             cards = self._checked(pipe.execute)
         return [None if card is None else json.loads(card) for card in cards]
 
-    def gathered(self, name: str) -> Mapping[str, Sequence[RetrieveJob]]:
+    def gathered(self, name: str) -> Mapping[str, Sequence[QueryJob]]:
         of_stream = f"[{name}/", f"({name}0"  # "0" follows "/": a partition may hold thousands of others
         members = self._ask("zrangebylex", self._keys.gatherings(partition_of(name)), *of_stream)
         tracks = [member.decode().partition("/")[2] for member in members]
         return {track: self._jobs(self._keys.gathering(name, track)) for track in tracks}
 
-    def _jobs(self, key: str) -> list[RetrieveJob]:
-        jobs: list[RetrieveJob] = []
+    def _jobs(self, key: str) -> list[QueryJob]:
+        jobs: list[QueryJob] = []
         for data in self._ask("lrange", key, 0, -1):
             try:
                 job = unpack_job(data).job(shift_s=self._clock.shift_s)
             except BadMessage as error:
                 log.exception("gathered_job_unreadable", key=key, why=str(error))
                 continue
-            if isinstance(job, RetrieveJob):
+            if isinstance(job, QueryJob):
                 jobs.append(job)
         return jobs
 

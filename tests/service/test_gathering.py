@@ -9,7 +9,8 @@ import pytest
 from adapters.registry import make_method
 from service.gathering import Gatherings, GatherLimits
 from service.messages import Query, RetrieveJob, TrackKey
-from service.streams import Gathering, Stream, Track
+from service.tasks import Chosen
+from service.tracks import Gathering, Stream, Track
 from tests.toy import ToyEncoder
 
 ENCODER = ToyEncoder()
@@ -25,13 +26,15 @@ def pair(name: str = "s") -> tuple[Stream, Track]:
     source = ENCODER.towers["text"].parameters
     state = METHOD.initial_state(fingerprint=ENCODER.fingerprint, parameters=source)
     track = Track("g", "text->image", state)
-    return Stream(name, "tcr", {}, METHOD, 0.0, 0.0, tracks={track.name: track}), track
+    return Stream(name, {"retrieve": Chosen("tcr", {}, METHOD)}, 0.0, 0.0, tracks={track.name: track}), track
 
 
 def gatherings(**limits: Any) -> tuple[Gatherings, list[int]]:
     shed: list[int] = []
     values = {"batch_size": 3, "min_items": 2, "max_age_s": 1e9, "capacity_items": 6, "total_items": 100}
-    made = Gatherings(GatherLimits(**{**values, **limits}), on_shed=lambda stream, count: shed.append(count))
+    made = Gatherings(
+        GatherLimits(**{**values, **limits}), on_shed=lambda stream, track, count: shed.append(count)
+    )
     return made, shed
 
 
@@ -89,7 +92,7 @@ def test_what_is_being_learned_from_leaves_the_store_only_when_that_is_stored() 
     write = made.join(stream, track, [job(*"defg")])  # one too many, while a, b, c are learned from
     assert write.drop == 0
     assert made.learned(batch).drop == 1
-    assert (words(track.gathered.jobs[0].queries), track.gathered.stored_used) == (["d", "e", "f", "g"], 1)
+    assert (words(track.gathered.jobs[0].asked), track.gathered.stored_used) == (["d", "e", "f", "g"], 1)
 
 
 def test_streams_take_turns() -> None:

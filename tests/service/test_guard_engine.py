@@ -18,7 +18,9 @@ from service.guard.guard import Guard
 from service.guard.settings import GuardSettings
 from service.messages import Query, RetrieveRequest
 from service.settings import ConfigurationError, Settings, load
-from service.streams import Stream, Track, pack_stream, unpack_tracks
+from service.stream_files import pack_stream, unpack_stream
+from service.tasks import Chosen, Tasks
+from service.tracks import Stream, Track
 from tests.service.conftest import fill
 from tests.toy import ToyEncoder, sentence
 
@@ -118,7 +120,7 @@ def _stream_with_a_good_state(encoder: ToyEncoder) -> Stream:
     assert guard is not None
     assert guard.good is not None
     track = Track("g", "text->text", state, guard=guard)
-    return Stream("s", "tcr", {}, method, 0.0, 0.0, tracks={track.name: track})
+    return Stream("s", {"retrieve": Chosen("tcr", {}, method)}, 0.0, 0.0, tracks={track.name: track})
 
 
 def test_the_last_good_state_is_stored_bit_for_bit_and_counts_in_memory() -> None:
@@ -127,8 +129,8 @@ def test_the_last_good_state_is_stored_bit_for_bit_and_counts_in_memory() -> Non
     (before,) = stream.tracks.values()
     assert before.guard.good is not None
     assert before.byte_size() == before.state.byte_size() + before.guard.good.byte_size()
-    _, tracks = unpack_tracks(pack_stream(stream, kind="stream"), encoder)  # type: ignore[arg-type]
-    (after,) = tracks.values()
+    found = unpack_stream(pack_stream(stream, kind="stream"), Tasks(encoder))  # type: ignore[arg-type]
+    (after,) = found.tracks.values()
     assert before.guard.good is not None
     assert after.guard.good is not None
     assert after.guard.good.version == before.guard.good.version
@@ -142,8 +144,8 @@ def test_the_last_good_state_is_stored_bit_for_bit_and_counts_in_memory() -> Non
 
 def test_a_snapshot_leaves_the_guard_behind() -> None:
     encoder = ToyEncoder()
-    _, tracks = unpack_tracks(pack_stream(_stream_with_a_good_state(encoder), kind="snapshot"), encoder)  # type: ignore[arg-type]
-    (track,) = tracks.values()
+    data = pack_stream(_stream_with_a_good_state(encoder), kind="snapshot")
+    (track,) = unpack_stream(data, Tasks(encoder)).tracks.values()  # type: ignore[arg-type]
     assert track.guard.good is None
     assert track.guard.batches == 0
 
@@ -158,4 +160,4 @@ def test_a_forged_guard_in_a_stream_file_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Guard, "to_plain", lambda self: plain)
     data = pack_stream(stream, kind="stream")
     with pytest.raises(StateFileError, match="guard"):
-        unpack_tracks(data, encoder)  # type: ignore[arg-type]
+        unpack_stream(data, Tasks(encoder))  # type: ignore[arg-type]

@@ -14,7 +14,9 @@ from service.gathering import Gatherings, GatherLimits
 from service.messages import ControlJob, Query, RetrieveJob, RetrieveRequest, TrackKey
 from service.queue.memory import MemoryQueue
 from service.states import FileStates
-from service.streams import Stream, StreamStore, Track
+from service.streams import StreamStore
+from service.tasks import Tasks
+from service.tracks import Stream, Track
 from tests.service.test_engine import texts
 from tests.toy import ToyEncoder
 
@@ -42,7 +44,7 @@ def states(tmp_path: Path) -> CountedStates:
 def store(states: CountedStates) -> Callable[..., StreamStore]:
     def make(**limits: Any) -> StreamStore:
         return StreamStore(
-            encoder=ENCODER, states=states, default_method="tcr", default_settings={},
+            tasks=Tasks(ENCODER, defaults={"retrieve": ("tcr", {})}), states=states,
             **{"max_in_memory": 1000} | limits,
         )  # fmt: skip
 
@@ -211,7 +213,7 @@ class Looks:
 def gather(store: Callable[..., StreamStore]) -> Callable[..., Gatherings]:
     def make(streams: int, **limits: int) -> Gatherings:
         values = {"batch_size": 8, "min_items": 4, "max_age_s": 0, "capacity_items": 16, "total_items": 1000}
-        made = Gatherings(GatherLimits(**values | limits), on_shed=lambda stream, count: None)
+        made = Gatherings(GatherLimits(**values | limits), on_shed=lambda stream, track, count: None)
         known = store()
         for n in range(streams):
             key = TrackKey(f"s{n}", "g", "text", "text")

@@ -20,7 +20,9 @@ from service.redis.leases import Leases
 from service.redis.queue import RedisQueue
 from service.settings import Settings
 from service.states import FileStates
-from service.streams import Gathering, StreamStore
+from service.streams import StreamStore
+from service.tasks import Tasks
+from service.tracks import Gathering
 from tests.service.conftest import fill
 from tests.service.redis.test_engine_on_redis import ask
 from tests.service.redis.test_protocol import Worker, eventually, job, put, worker  # noqa: F401
@@ -164,10 +166,8 @@ class _OwnedStates(FileStates):
 
 def store(folder: Path, **limits: Any) -> StreamStore:
     return StreamStore(
-        encoder=ToyEncoder(),
+        tasks=Tasks(ToyEncoder(), defaults={"retrieve": ("tcr", {})}),
         states=_OwnedStates(folder),
-        default_method="tcr",
-        default_settings={},
         **{"max_in_memory": 10, **limits},
     )
 

@@ -1,0 +1,129 @@
+"""Zero-shot: texts or pictures compared with label texts by the dual encoder, adapted as in retrieval."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters.base import Method
+from adapters.state import AdaptationState
+from encoders.base import Encoder
+from service.batches.base import OnAnswer, given
+from service.batches.dual import DualQueries
+from service.batches.scores import classified
+from service.gallery_side import to_numpy
+from service.messages import Adaptation, ClassifyJob, Sample, Timings
+from service.pipeline import Outcome, Ranked, Ranking, StageTimes
+from service.tracks import Track
+
+_KEPT_SETS = 32
+
+
+class LabelSide:
+    """Label features as the pipeline searches them; see service.pipeline.SearchSide.
+
+    features  [C, D] unit rows, on the encoder's device
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features.float()  # as a gallery's vectors, whatever the encoder computes in
+
+    @torch.no_grad()
+    def search(self, features: Tensor, k: int) -> Ranking:
+        scores, positions = torch.topk(features.float() @ self.features.T, min(k, len(self.features)), dim=-1)
+        return Ranking(to_numpy(scores), positions.cpu().numpy())
+
+    def vectors(self, positions: np.ndarray) -> Tensor:
+        return self.features[torch.from_numpy(positions).to(self.features.device)]
+
+
+class LabelSides:
+    """Label sets that were used lately, encoded by the source model."""
+
+    def __init__(self, encoder: Encoder, *, batch_size: int) -> None:
+        self._encoder = encoder
+        self._batch_size = batch_size
+        self._sides: OrderedDict[tuple[str, tuple[str, ...]], LabelSide] = OrderedDict()
+
+    def side(self, template: str, labels: Sequence[str]) -> LabelSide:
+        key = (template, tuple(labels))
+        if key not in self._sides:
+            self._sides[key] = LabelSide(self._encoded([sentence(template, label) for label in labels]))
+        self._sides.move_to_end(key)
+        while len(self._sides) > _KEPT_SETS:
+            self._sides.popitem(last=False)
+        return self._sides[key]
+
+    @torch.no_grad()
+    def _encoded(self, sentences: Sequence[str]) -> Tensor:
+        tower = self._encoder.towers["text"]
+        size = self._batch_size
+        parts = [sentences[start : start + size] for start in range(0, len(sentences), size)]
+        return torch.cat([tower.encode(tower.prepare(part)) for part in parts])
+
+
+def sentence(template: str, label: str) -> str:
+    """Not `str.format`: a client's template must not reach into Python objects."""
+    return template.replace("{}", label)
+
+
+class LabelBatch:
+    """See service.batches.base.Batch. Answered with a Ranked of all labels."""
+
+    def __init__(
+        self, first: ClassifyJob, samples: Sequence[Sample], *, encoder: Encoder, sides: LabelSides
+    ) -> None:
+        """`first`: a job of the batch, which all have labels and template with."""
+        self.times = StageTimes()
+        self.source_because = ""
+        self.unlearned_because = ""
+        self._labels: tuple[str, ...] = given(first.labels)
+        self._temperature = encoder.temperature
+        self._size = len(samples)
+        started = time.perf_counter()
+        side = sides.side(first.template, self._labels)
+        self.times.encode_ms += (time.perf_counter() - started) * 1e3
+        self._dual = DualQueries(encoder, samples, side, len(self._labels), self.times)
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def answer(self, method: Method | None, state: AdaptationState | None) -> Ranked:
+        return self._dual.answer(method, state)
+
+    def adapt(
+        self,
+        track: Track,
+        method: Method,
+        *,
+        batch_id: str,
+        on_answer: OnAnswer | None = None,
+        answer_before_last_update: bool = True,
+    ) -> Generator[None, None, Outcome]:
+        return self._dual.adapt(
+            track,
+            method,
+            batch_id=batch_id,
+            on_answer=on_answer,
+            answer_before_last_update=answer_before_last_update,
+        )
+
+    def answers(
+        self,
+        jobs: Sequence[ClassifyJob],
+        answered: Ranked,
+        adaptation: Adaptation,
+        timings: Sequence[Timings],
+    ) -> list[Any]:
+        ranking = answered.ranking
+        scores = np.empty_like(ranking.scores)
+        np.put_along_axis(scores, ranking.positions, ranking.scores, axis=1)  # into the labels' order
+        logits = torch.from_numpy(scores) / self._temperature
+        return list(classified(jobs, logits, self._labels, (), adaptation, timings))

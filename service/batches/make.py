@@ -1,0 +1,63 @@
+"""From jobs, waiting or gathered, to the batch they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from encoders.base import Encoder
+from service.batches.base import Batch
+from service.batches.classifier import ClassifierBatch
+from service.batches.labels import LabelBatch, LabelSides
+from service.batches.retrieval import RetrievalBatch
+from service.canaries import CanaryStore
+from service.errors import NotFound
+from service.galleries import Galleries
+from service.gathering import GatheredBatch
+from service.messages import ClassifyJob, QueryJob, RetrieveJob
+from service.tasks import Classifier
+
+
+class Batches:
+    """Makes batches of what this process has: an encoder, galleries, perhaps a classifier."""
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        galleries: Galleries,
+        canaries: CanaryStore,
+        classifier: Classifier | None,
+        batch_size: int,
+    ) -> None:
+        self._encoder = encoder
+        self._galleries = galleries
+        self._canaries = canaries
+        self._classifier = classifier
+        self._sides = LabelSides(encoder, batch_size=batch_size)
+
+    def of(self, jobs: Sequence[QueryJob]) -> Batch:
+        """Jobs of one batch group. Raises what the gallery raises, NotFound (`no_classifier`)."""
+        asked = [one for job in jobs for one in job.asked]
+        return self._made(jobs[0], asked, k=max(getattr(job, "k", 1) for job in jobs))
+
+    def gathered(self, batch: GatheredBatch) -> Batch:
+        """Likewise, of what was answered before and is learned from now."""
+        return self._made(batch.first, batch.queries, k=1)
+
+    def _made(self, first: QueryJob, asked: Sequence[Any], *, k: int) -> Batch:
+        if isinstance(first, RetrieveJob):
+            return RetrievalBatch(
+                first,
+                asked,
+                k=k,
+                encoder=self._encoder,
+                gallery=self._galleries.usable(first.key.gallery),
+                canaries=self._canaries,
+            )
+        job = cast(ClassifyJob, first)
+        if job.labels is not None:
+            return LabelBatch(job, asked, encoder=self._encoder, sides=self._sides)
+        if self._classifier is None:
+            raise NotFound("this worker has no classifier", code="no_classifier")
+        return ClassifierBatch(asked, classifier=self._classifier)

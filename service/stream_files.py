@@ -1,0 +1,165 @@
+"""A stream's states as one file, and back: what the store keeps, and snapshots. Files may come from users."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapters.base import AdapterError, BadSettings, StateMismatch
+from adapters.registry import METHODS_OF, Task
+from adapters.state import AdaptationState, StateFileError, pack_states, unpack_states
+from service.errors import NotFound
+from service.guard.guard import Guard
+from service.guard.settings import GuardSettings
+from service.tasks import Chosen, Tasks, is_track
+from service.tracks import Stream, Track
+
+LABEL_SETS = 16
+"""Label sets that one stream may adapt to at most."""
+
+_GOOD = "good:"
+"""Before a track's name, in a file: the last good state of its guard."""
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """A file's content, checked.
+
+    methods  of each task that the file tells of
+    refused  why the classifier's part cannot be used here; empty: it can, or there is none
+    """
+
+    header: dict[str, Any]
+    methods: dict[Task, Chosen]
+    tracks: dict[str, Track]
+    refused: str = ""
+
+
+def pack_stream(stream: Stream, *, kind: str, **about: Any) -> bytes:
+    """A stream's states and what is known of them, as one file. `about` goes into the header.
+
+    A snapshot leaves the guards out: what it restores is judged anew.
+    """
+    guarded = kind == "stream"
+    header = {
+        "kind": kind,
+        "stream": stream.name,
+        **stream.methods["retrieve"].describe(),
+        "classify": stream.methods["classify"].describe() if "classify" in stream.methods else None,
+        "created_at": stream.created_at,
+        "last_seen": stream.last_seen,
+        "pinned": stream.pinned,
+        "guard": stream.guard,
+        "card": stream.describe(),
+        "tracks": {
+            key: {
+                "gallery": track.gallery,
+                "direction": track.direction,
+                "applied": track.applied,
+                "skipped": track.skipped,
+                "undone": track.undone,
+                "shed": track.shed,
+                "gathered_used": track.gathered.stored_used,
+                "drift": track.drift,
+                "losses": track.losses,
+                **({"guard": track.guard.to_plain()} if guarded else {}),
+            }
+            for key, track in stream.tracks.items()
+        },
+        **about,
+    }
+    states = {key: track.state for key, track in stream.tracks.items()}
+    for key, track in stream.tracks.items():
+        if guarded and track.guard.good is not None:
+            states[_GOOD + key] = track.guard.good
+    return pack_states(states, header=header)
+
+
+def unpack_stream(data: bytes, tasks: Tasks, *, whole: bool = True) -> Unpacked:
+    """The inverse of `pack_stream`, checked against the models and methods of this process.
+
+    With `whole` the file must fit in all its parts; without, a classifier's part that does not is left out.
+
+    Raises StateFileError (not a whole, unaltered file), StateMismatch (another model or method), BadSettings.
+    """
+    states, header = unpack_states(data, device=tasks.encoder.device)
+    try:
+        methods: dict[Task, Chosen] = {"retrieve": _chosen(tasks, "retrieve", header)}
+        tracks = {key: _track(key, states[key], about) for key, about in header["tracks"].items()}
+        for key, about in header["tracks"].items():
+            if "guard" in about:
+                tracks[key].guard = Guard.from_plain(
+                    about["guard"], settings=GuardSettings(), stream=header["stream"], track=key,
+                    good=states.get(_GOOD + key), dimension=tasks.encoder.dimension,
+                )  # fmt: skip
+    except ValueError as error:
+        raise StateFileError(f"the file's guard is damaged: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StateFileError(f"the file lacks {error}") from error
+    if len({track.gallery for track in tracks.values() if track.on_labels}) > LABEL_SETS:
+        raise StateFileError(f"the file has more than {LABEL_SETS} label sets")
+    for track in tracks.values():
+        if track.task == "retrieve":
+            _check(tasks, track, methods["retrieve"])
+    return _with_classifier(tasks, Unpacked(header, methods, tracks), whole=whole)
+
+
+def _with_classifier(tasks: Tasks, found: Unpacked, *, whole: bool) -> Unpacked:
+    """Check the classifier's part too. Raises StateMismatch, BadSettings if it is to be `whole`."""
+    plain = found.header.get("classify")
+    mine = [track for track in found.tracks.values() if track.task == "classify"]
+    if plain is None and not mine:
+        return found
+    try:
+        if plain is None:
+            raise StateFileError("the file has a classifier's state but no method of it")
+        if tasks.classifier is None and not mine:
+            return found  # another server's choice, which means nothing here
+        chosen = _chosen(tasks, "classify", plain)
+        for track in mine:
+            _check(tasks, track, chosen)
+    except (KeyError, TypeError, StateFileError, AdapterError, NotFound) as error:
+        if whole:
+            if isinstance(error, StateFileError | StateMismatch | BadSettings):
+                raise
+            raise StateMismatch(f"the classifier's part does not fit: {error}") from error
+        tracks = {name: track for name, track in found.tracks.items() if track.task == "retrieve"}
+        return Unpacked(found.header, found.methods, tracks, refused=str(error))
+    return Unpacked(found.header, {**found.methods, "classify": chosen}, found.tracks)
+
+
+def _chosen(tasks: Tasks, task: Task, plain: Mapping[str, Any]) -> Chosen:
+    """The method that a file names."""
+    name = plain["method"]
+    if not isinstance(name, str) or name not in METHODS_OF[task]:
+        raise StateMismatch(
+            f"the file was made by method {str(name)[:50]!r}, which this version does not have"
+        )
+    settings = plain["settings"]
+    if not isinstance(settings, dict):
+        raise StateFileError("the file's method settings are no table")
+    return tasks.choose(task, name, settings)
+
+
+def _check(tasks: Tasks, track: Track, chosen: Chosen) -> None:
+    for state in (track.state, track.guard.good):
+        if state is not None:
+            tasks.check(state, track.direction, chosen)
+
+
+def _track(key: str, state: AdaptationState, about: Mapping[str, Any]) -> Track:
+    track = Track(
+        gallery=about["gallery"],
+        direction=about["direction"],
+        state=state,
+        applied=int(about["applied"]),
+        skipped=int(about["skipped"]),
+        undone=int(about["undone"]),
+        shed=int(about["shed"]),
+        drift=about["drift"],
+        losses=about["losses"],
+    )
+    if key != track.name or not is_track(track.gallery, track.direction):
+        raise StateFileError(f"unknown track {key[:100]!r}")
+    return track
