@@ -14,8 +14,9 @@ the release gives NaN); random numbers are counted, so a state restores exactly.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -208,7 +209,7 @@ class BriMPR:
         distance_u = statistics_distance(passes.fused.unsqueeze(1), source.fused).mean()
         temperature = adaptive_temperature(
             distance_u, scale=settings.temperature_scale, centre=settings.temperature_centre
-        )
+        ).float()  # in single precision as in the release, whatever the model's
         near_a, near_v = distance_a.detach(), distance_v.detach()
         teacher = at_least_fp32(passes.logits) / temperature
         masked_a = soft_cross_entropy(passes.without_audio, teacher).mean()
@@ -234,27 +235,38 @@ class BriMPR:
     ) -> None:
         """Draw anew the prompts of a modality whose distance left its recent range; moments stay."""
         random: torch.Generator | None = None
-        for modality in _MODALITIES:
-            name, value = f"history.{modality}", terms[f"distance_{modality}"].double().cpu()
-            history = state.tensors.get(name, torch.zeros(0, dtype=torch.float64))
-            full = len(history) >= self.settings.restore_window
-            if full and float(jump(value, history)) > self.settings.restore_threshold:
+        distances = torch.stack([terms[f"distance_{modality}"] for modality in _MODALITIES]).tolist()
+        for modality, distance in zip(_MODALITIES, distances, strict=True):
+            name = f"history.{modality}"
+            before = state.tensors[name].tolist() if name in state.tensors else []
+            history = History(self.settings.restore_window, self.settings.restore_threshold, before)
+            if history.jumps(distance):
                 random = random or generator(state)
-                fresh = self._fresh_prompts(model, random)
                 with torch.no_grad():
-                    state.parameters[_NAMES[modality]].copy_(fresh)
-                history = history[:0]
-            else:
-                history = torch.cat([history, value.reshape(1)])[-self.settings.restore_window :]
-            state.tensors[name] = history.clone()
+                    state.parameters[_NAMES[modality]].copy_(self._fresh_prompts(model, random))
+            state.tensors[name] = torch.tensor(history.values, dtype=torch.float64)
 
 
-def jump(value: Tensor, history: Tensor) -> Tensor:
-    """By how many standard deviations (ddof 1) a value lies above the mean of those before; 0 if none."""
-    if len(history) < 2:
-        return torch.zeros(())
-    spread = history.std()
-    return torch.where(spread > 0, (value - history.mean()) / spread, torch.zeros_like(spread))
+@dataclass
+class History:
+    """The latest values of a modality's distance to its source, and when the next one is a jump."""
+
+    window: int
+    threshold: float
+    values: list[float] = field(default_factory=list)
+
+    def score(self, value: float) -> float:
+        """By how many standard deviations (ddof 1) it lies above the mean; 0 with fewer than two values."""
+        spread = statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+        return (value - statistics.fmean(self.values)) / spread if spread > 0 else 0.0
+
+    def jumps(self, value: float) -> bool:
+        """Remember the value; or, where it jumps out of a full window, forget all and say so."""
+        if len(self.values) >= self.window and self.score(value) > self.threshold:
+            self.values = []
+            return True
+        self.values = [*self.values, value][-self.window :]
+        return False
 
 
 def pick(tokens: Tensor, rows: Tensor) -> Tensor:

@@ -394,13 +394,14 @@ def _unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The inverse of `_pack`, with the last dimension of `packed`."""
     if len(like) == 1:
         return [packed]
-    pieces = packed.split([part.shape[0] * part.shape[1] for part in like])
-    return [piece.unflatten(0, part.shape[:2]) for piece, part in zip(pieces, like, strict=True)]
+    pieces = torch.split(packed, [part.shape[0] * part.shape[1] for part in like])
+    return [piece.reshape(*part.shape[:2], -1) for piece, part in zip(pieces, like, strict=True)]
 
 
 def _attend(projected: Tensor, heads: int) -> Tensor:
     """[B, N, 3 D] -> [B, N, D]"""
-    query, key, value = projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    parts = projected.reshape(*projected.shape[:2], 3, heads, -1)
+    query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
