@@ -125,8 +125,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if app.state.live_streams is not None:
-            await app.state.live_streams.close(app.state.settings.shutdown_grace_s)
         if given is None:
             await served.close()
         if app.state.limits is not None:

@@ -462,6 +462,9 @@ def parse_line(data: bytes | str) -> SampleBody:
         return SampleBody.model_validate_json(data, strict=True)
     except ValidationError as error:
         mistakes = error.errors(include_input=False, include_url=False)
+    if mistakes[0]["type"] == "json_invalid":
+        why = str(mistakes[0]["msg"]).removeprefix("Invalid JSON: ")
+        raise Refusal(400, "not_json", f"the line is not valid JSON: {why}")
     misplaced = {str(mistake["loc"][0]) for mistake in mistakes if mistake["type"] == "extra_forbidden"}
     if misplaced & OPTION_NAMES:
         names = ", ".join(sorted(misplaced & OPTION_NAMES))
