@@ -95,7 +95,7 @@ class DeYO:
             kept = (drop > self.settings.plpd_threshold).nonzero().squeeze(1)
             rows, drop = sure[kept], drop[kept]
         yield Answer(logits.detach(), learns=len(rows) > 0)
-        counted = {"sure": torch.tensor(float(len(sure))), "selected": torch.tensor(float(len(rows)))}
+        counted = {"sure": logits.new_full((), len(sure)), "selected": logits.new_full((), len(rows))}
         if not len(rows):
             finite = all_finite({"logits": logits.detach()})
             reason = "no sample is sure" if not len(sure) else "no sure sample rests on shapes"

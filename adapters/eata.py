@@ -77,7 +77,7 @@ class EATA:
         entropy = softmax_entropy(logits)
         margin = entropy_margin(self.settings.entropy_fraction, model.label_count)
         rows = self._select(state, logits.detach(), entropy.detach(), margin)
-        counted = {"selected": torch.tensor(float(len(rows)))}
+        counted = {"selected": logits.new_full((), len(rows))}
         yield Answer(logits.detach(), learns=len(rows) > 0)
         if not len(rows):
             finite = all_finite({"logits": logits.detach()})

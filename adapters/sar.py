@@ -73,7 +73,7 @@ class SAR:
         margin = entropy_margin(self.settings.entropy_fraction, model.label_count)
         entropy = softmax_entropy(logits)
         rows = (entropy.detach() < margin).nonzero().squeeze(1)
-        counted = {"selected": torch.tensor(float(len(rows)))}
+        counted = {"selected": logits.new_full((), len(rows))}
         if not len(rows):
             zeros = {name: torch.zeros_like(value) for name, value in state.parameters.items()}
             adamw_step(state, zeros, self._adam)
@@ -91,18 +91,24 @@ class SAR:
         both = {f"nearby.{name}": value for name, value in grads_nearby.items()}
         finite = all_finite({"logits": logits.detach(), "loss": first.detach(), **grads, **both})
         adamw_step(state, grads_nearby, self._adam)
-        self._average(state, second.detach(), kept)
+        losses = {"entropy": first.detach()}
+        if self._average(state, second.detach(), kept):
+            losses["entropy_nearby"] = second.detach()
         self._recover(model, state)
-        losses = {"entropy": first.detach(), "entropy_nearby": second.detach()}
         return StepReport(losses={**losses, **counted}, applied=True, finite=finite)
 
-    def _average(self, state: AdaptationState, entropy: Tensor, kept: Tensor) -> None:
-        """The recovery needs the number, so here the device is waited for, behind all its work."""
+    def _average(self, state: AdaptationState, entropy: Tensor, kept: Tensor) -> bool:
+        """Take the mean of the kept into the average, if any was kept.
+
+        The recovery needs the number, so here the device is waited for, behind all its work.
+        """
         count, value = torch.stack([kept.sum().double(), entropy.double()]).tolist()
-        if count:
-            keep = self.settings.average_momentum
-            old = state.numbers.get(_AVERAGE)
-            state.numbers[_AVERAGE] = value if old is None else keep * old + (1 - keep) * value
+        if not count:
+            return False
+        keep = self.settings.average_momentum
+        old = state.numbers.get(_AVERAGE)
+        state.numbers[_AVERAGE] = value if old is None else keep * old + (1 - keep) * value
+        return True
 
     @torch.no_grad()
     def _recover(self, model: TwoStream, state: AdaptationState) -> None:

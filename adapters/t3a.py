@@ -78,7 +78,7 @@ class T3A:
         _support(state, output.features, output.logits)
         _prune(state, self._limit, model.label_count)
         yield Answer(_scores(state, output.features, model.label_count))
-        supports = torch.tensor(float(len(state.tensors[_LABELS])))
+        supports = output.features.new_full((), len(state.tensors[_LABELS]))
         finite = torch.isfinite(output.features).all()
         return StepReport(losses={"supports": supports}, applied=True, finite=finite)
 

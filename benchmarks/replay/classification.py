@@ -284,8 +284,8 @@ def _joint_attention(model: CavMae, inputs: AVInputs) -> Tensor:
     embedded, weights = model.embed(inputs), model.weights
     tokens = torch.cat([model.tower(name, embedded[name]).tokens for name in AV_MODALITIES], dim=1)
     norm, product = ([weights[f"blocks_u.0.{part}.{of}"] for of in ("weight", "bias")] for part in _FIRST)
-    normed = torch.nn.functional.layer_norm(tokens, norm[0].shape, *norm)
-    projected = torch.nn.functional.linear(normed, *product)
+    normed = torch.nn.functional.layer_norm(tokens, norm[0].shape, norm[0], norm[1])
+    projected = torch.nn.functional.linear(normed, product[0], product[1])
     heads = projected.reshape(*projected.shape[:2], 3, model.config.heads, -1).permute(2, 0, 3, 1, 4)
     scores = heads[0] @ heads[1].transpose(-1, -2) / math.sqrt(heads.shape[-1])
     return scores.softmax(-1).mean((0, 1))

@@ -59,8 +59,8 @@ def av_samples(golden: Golden, which: Literal["source", "target"]) -> AVInputs:
 def av_batches(golden: Golden) -> list[AVInputs]:
     """The target samples in batches of the recorded sizes."""
     samples = av_samples(golden, "target")
-    parts = torch.arange(len(samples)).split([int(size) for size in golden.constant("batch_sizes")])
-    return [samples[rows] for rows in parts]
+    sizes = [int(size) for size in golden.constant("batch_sizes")]
+    return [samples[rows] for rows in torch.split(torch.arange(len(samples)), sizes)]
 
 
 def _dtype(golden: Golden) -> torch.dtype:
