@@ -15,12 +15,19 @@ from adapters.state import AdaptationState
 _LARGEST_MEMORY = 65536
 _LONGEST_HISTORY = 1000
 _MOST_PROMPTS = 100
+_MOST_SUPPORTS_PER_CLASS = 1000
 _MOST_NUMBERS = 32
 _LARGEST_COUNT = 1 << 53
 _ROWS = {"memory.likeness": 1, "memory.entropy": 1, "memory.queries": 2, "memory.candidates": 2}
-_CLASSIFIER_TENSORS = {"history.audio": "H", "history.video": "H"}
-"""What classification methods remember: one letter a dimension; H: any length, M: the same for all."""
-_WHOLE_NUMBERS: frozenset[str] = frozenset()
+_CLASSIFIER_TENSORS = {
+    "history.audio": "H",
+    "history.video": "H",
+    "probability_average": "C",
+    "supports.features": "MD",
+    "supports.labels": "M",
+    "supports.entropies": "M",
+}
+"""What classification methods remember, with a letter for each dimension; H: distances of past batches."""
 _COUNTS = frozenset({"seed", "draws"})
 _CENTRES = {"centre.queries": 1, "centre.candidates": 1, "centre.gap": 0}
 
@@ -65,9 +72,8 @@ def check_classifier_state(state: AdaptationState, model: TwoStream, method: Cla
 
 def _check_fingerprint(state: AdaptationState, fingerprint: str, made_with: str) -> None:
     if state.fingerprint != fingerprint:
-        raise StateMismatch(
-            f"the state was made with {made_with} {str(state.fingerprint)[:12]}, this one is {fingerprint[:12]}"
-        )
+        made = str(state.fingerprint)[:12]
+        raise StateMismatch(f"the state was made with {made_with} {made}, this one is {fingerprint[:12]}")
 
 
 def _prompt_shape(value: Tensor, model: TwoStream) -> tuple[int, ...]:
@@ -117,20 +123,25 @@ def _check_classifier_tensors(state: AdaptationState, fresh: AdaptationState, mo
     if not set(fresh.tensors) <= set(state.tensors):
         raise StateMismatch("the state lacks a tensor that its method begins with")
     sizes = {"D": model.width, "C": model.label_count}
-    lengths: dict[str, int] = {}
+    most = {"H": _LONGEST_HISTORY, "M": _MOST_SUPPORTS_PER_CLASS * model.label_count}
+    supports = state.tensors.get("supports.labels")
     for name, value in state.tensors.items():
         letters = _CLASSIFIER_TENSORS.get(name)
         if letters is None or value.ndim != len(letters):
             raise StateMismatch(f"unknown or misshapen tensor {name!r}")
-        if value.is_floating_point() != (name not in _WHOLE_NUMBERS) or value.is_complex():
+        if name in fresh.tensors and value.dtype != fresh.tensors[name].dtype:
+            raise StateMismatch(f"{name} has another type of numbers")
+        if name not in fresh.tensors and not value.is_floating_point():
             raise StateMismatch(f"{name} has another type of numbers")
         if not bool(torch.isfinite(value).all()):
             raise StateMismatch(f"{name} is not finite")
         for letter, size in zip(letters, value.shape, strict=True):
-            if size != sizes.get(letter, lengths.setdefault(letter, size) if letter == "M" else size):
-                raise StateMismatch(f"{name} has {size} entries where {letter} fits")
-            if size > (_LONGEST_HISTORY if letter == "H" else _LARGEST_MEMORY):
-                raise StateMismatch(f"{name} is too long")
+            if (letter in sizes and size != sizes[letter]) or size > most.get(letter, size):
+                raise StateMismatch(f"{name} is of another size than the model's, or too long")
+        if "M" in letters and (supports is None or not 1 <= len(value) == len(supports)):
+            raise StateMismatch("the supports' parts differ in length, or there are none")
+    if supports is not None and not bool(((supports >= 0) & (supports < model.label_count)).all()):
+        raise StateMismatch("a support is of no class")
 
 
 def _check_numbers(state: AdaptationState) -> None:

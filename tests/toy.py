@@ -1,6 +1,8 @@
-"""A dual encoder of a few hundred numbers, for tests of everything around the real ones.
+"""Models of a few hundred numbers, for tests of everything around the real ones.
 
-Texts become counts of letters, pictures means of a 4x4 grid; each tower is LayerNorm -> Linear -> unit rows.
+Dual encoder: texts become counts of letters, pictures means of a 4x4 grid; each tower is LayerNorm -> Linear
+-> unit rows. Classifier: mean mel energies beside such a grid, zeros for what a sample lacks; LayerNorm ->
+Linear.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapters.calibration import Calibration
+from encoders.audio import AudioSpec
+from encoders.audiovisual import AVInputs, AVOutput
 from encoders.base import Modality
 from encoders.preprocessing import ImageSpec
 
@@ -58,6 +63,58 @@ class ToyEncoder:
             "image": ToyTower("image", 48, generator),
             "text": ToyTower("text", 26, generator),
         }
+
+
+MEL_BINS = 8
+FRAMES = 12
+LABELS = ("bell", "dog", "rain", "train", "voice")
+
+
+class ToyClassifier:
+    """Adapted by the norm alone: methods that want towers or attention are not for it."""
+
+    depth = 1
+
+    def __init__(self, seed: int = 0, labels: Sequence[str] = LABELS) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.name = "toy-classifier"
+        self.fingerprint = f"toy-classifier-{seed}"
+        self.labels = tuple(labels)
+        self.label_count = len(labels)
+        self.device = torch.device("cpu")
+        self.dtype_name = "fp32"
+        self.audio_spec = AudioSpec(frames=FRAMES, mel_bins=MEL_BINS)
+        self.image_spec = ImageSpec(height=SIDE, width=SIDE)
+        self.width = MEL_BINS + 48
+        norm = {"norm.weight": torch.ones(self.width), "norm.bias": torch.zeros(self.width)}
+        self.weights: dict[str, Tensor] = {
+            **norm,
+            "head.weight": torch.randn(len(labels), self.width, generator=generator),
+        }
+        self.groups = {"norms": tuple(norm), "early_norms": tuple(norm), "joint_attention": ()}
+        self.calibration: Calibration | None = None
+
+    def prepare(self, fbanks: Sequence[np.ndarray] | None, pictures: Sequence[np.ndarray] | None) -> AVInputs:
+        audio = None if fbanks is None else torch.stack([torch.tensor(one).mean(0) for one in fbanks])
+        video = None if pictures is None else torch.from_numpy(np.stack(pictures)).float() / 255
+        return AVInputs(None if audio is None else audio.unsqueeze(1), video)
+
+    def forward(
+        self, inputs: AVInputs, values: Mapping[str, Tensor] | None = None, prompts: object = None
+    ) -> AVOutput:
+        used = {**self.weights, **(values or {})}
+        audio = torch.zeros(len(inputs), MEL_BINS) if inputs.audio is None else inputs.audio.mean(1)
+        video = torch.zeros(len(inputs), 48)
+        if inputs.video is not None:
+            video = F.adaptive_avg_pool2d(inputs.video, 4).flatten(1)
+        both = torch.cat([audio, video], dim=1)
+        hidden = F.layer_norm(both, both.shape[1:], used["norm.weight"], used["norm.bias"])
+        return AVOutput(hidden @ used["head.weight"].T, hidden, hidden)
+
+
+def sound(seed: int, frames: int = FRAMES) -> np.ndarray:
+    """Log mel energies, float32 [frames, MEL_BINS]."""
+    return np.random.default_rng(seed).normal(-5, 4, (frames, MEL_BINS)).astype(np.float32)
 
 
 def picture(seed: int) -> np.ndarray:
