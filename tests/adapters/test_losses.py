@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from adapters.losses import (
+    masked_mean,
     modality_gap,
     noise_robust_entropy,
     softmax_entropy,
@@ -137,3 +138,13 @@ def test_source_likeness_by_hand() -> None:
     torch.testing.assert_close(
         source_likeness(CORNERS, CORNERS.flip(0)), torch.full((2,), swapped, dtype=torch.float64)
     )
+
+
+def test_the_mean_of_nothing_is_zero_with_a_gradient_of_zeros() -> None:
+    values = torch.tensor([1.0, 3.0, 5.0], requires_grad=True)
+    some = masked_mean(values, torch.tensor([True, False, True]))
+    assert some.item() == 3
+    none = masked_mean(values, torch.zeros(3, dtype=torch.bool))
+    (gradient,) = torch.autograd.grad(none, values)
+    assert none.item() == 0
+    assert gradient.tolist() == [0, 0, 0]

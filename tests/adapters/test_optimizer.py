@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adapters.optimizer import AdamWSettings, adamw_step, all_finite, gradients
+from adapters.optimizer import AdamWSettings, adamw_step, all_finite, descend, gradients, sharpest_nearby
 from adapters.state import AdaptationState
 
 SETTINGS = AdamWSettings(learning_rate=0.05, weight_decay=0.1)
@@ -102,3 +102,29 @@ def test_all_finite_finds_a_single_bad_value_anywhere() -> None:
         damaged = values(0)
         damaged["b"][1, 2] = bad
         assert all_finite(damaged).item() is False
+
+
+def test_descending_is_one_step_along_the_gradient_and_says_whether_all_was_finite() -> None:
+    """loss = 3 a: the first Adam step is the learning rate against the gradient's sign."""
+    settings = AdamWSettings(learning_rate=0.05, weight_decay=0.0)
+    for also, expected in ((torch.tensor(1.0), True), (torch.tensor(float("nan")), False)):
+        state = AdaptationState("tent", "none", {"a": torch.tensor([1.0], requires_grad=True)})
+        finite = descend(3 * state.parameters["a"].sum(), state, settings, also={"logits": also})
+        assert bool(finite) is expected
+        torch.testing.assert_close(state.parameters["a"].detach(), torch.tensor([0.95]))
+
+
+def test_the_sharpest_point_nearby_is_a_radius_away_and_changes_nothing() -> None:
+    """Gradients (3, 4) have norm 5: half a radius-1 step moves by 0.3 and 0.4. `c` has none."""
+    parameters = {name: torch.zeros(1, requires_grad=True) for name in "abc"}
+    grads = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
+    nearby = sharpest_nearby(parameters, grads, radius=0.5)
+    assert list(nearby) == ["a", "b", "c"]
+    torch.testing.assert_close(torch.cat(list(nearby.values())).detach(), torch.tensor([0.3, 0.4, 0.0]))
+    assert all(value.requires_grad and value.is_leaf for value in nearby.values())
+    assert all(float(value.detach()) == 0 for value in parameters.values())
+
+
+def test_gradients_of_zeros_move_nothing_nearby() -> None:
+    nearby = sharpest_nearby({"a": torch.ones(2)}, {"a": torch.zeros(2)}, radius=0.5)
+    assert nearby["a"].tolist() == [1.0, 1.0]
