@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,19 +19,55 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from rich.progress import track
+from torch import Tensor
 
 from adapters.calibration import load_calibration
 from adapters.registry import CLASSIFY_METHODS, make_classify_method
 from demo import demo_classifier_path
 from demo.clips import SPLITS, Clip, make_clip
-from demo.train_clips import Samples, accuracy, prepared
 from encoders.audio import AudioSpec, fbank
+from encoders.audiovisual import AVInputs
 from encoders.cav_mae import CavMae, load_cav_mae
 
-__all__ = ["SHIFTS", "Shift", "main", "measure", "online_accuracy", "shifted_samples"]
+__all__ = [
+    "SHIFTS",
+    "Samples",
+    "Shift",
+    "accuracy",
+    "main",
+    "measure",
+    "online_accuracy",
+    "prepared",
+    "shifted_samples",
+    "table",
+]
 
 Waveform = NDArray[np.float32]  # [n] within -1..1
 Frame = NDArray[np.uint8]  # [H, W, 3]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of one kind, in order.
+
+    fbanks  float16 or float32 [N, T, F], raw log mel; shorter ones are padded with zeros
+    frames  uint8 [N, 3, H, W], RGB, of the model's size
+    labels  int64 [N], places in the model's labels
+    """
+
+    fbanks: NDArray[np.floating]
+    frames: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if not len(self.fbanks) == len(self.frames) == len(self.labels):
+            raise ValueError("samples need as many spectrograms as frames and labels")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, rows: NDArray[np.int64] | slice) -> Samples:
+        return Samples(self.fbanks[rows], self.frames[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -78,6 +114,25 @@ SHIFTS: Mapping[str, Shift] = {
     "both: noise": Shift(noisy_sound, noisy_frame),
     "both: noise, blur": Shift(noisy_sound, blurred_frame),
 }
+
+
+def prepared(model: CavMae, data: Samples, batch: int = 64) -> Iterator[tuple[AVInputs, Tensor]]:
+    """Batches of the model's inputs and their labels int64 [B], in order."""
+    for start in range(0, len(data), batch):
+        part = data.rows(slice(start, start + batch))
+        inputs = model.prepare(list(part.fbanks.astype(np.float32)), list(part.frames))
+        yield inputs, torch.from_numpy(part.labels)
+
+
+@torch.inference_mode()
+def accuracy(model: CavMae, data: Samples) -> dict[str, float]:
+    """Share of samples named rightly, in percent: by "both", and by "audio" and "video" alone."""
+    right = {"both": 0, "audio": 0, "video": 0}
+    for inputs, labels in prepared(model, data):
+        seen = {"both": inputs, "audio": AVInputs(inputs.audio, None), "video": AVInputs(None, inputs.video)}
+        for name, part in seen.items():
+            right[name] += int((model.forward(part).logits.argmax(1) == labels).sum())
+    return {name: round(100 * count / len(data), 1) for name, count in right.items()}
 
 
 def shifted_samples(clips: Sequence[Clip], shift: Shift, spec: AudioSpec) -> Samples:
