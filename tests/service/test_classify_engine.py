@@ -347,7 +347,7 @@ async def test_a_server_without_a_classifier_says_so(settings: Callable[..., Set
         with pytest.raises(NotFound) as refusal:
             await classify(engine, both(1))
         assert refusal.value.code == "no_classifier"
-        with pytest.raises(NotFound):
+        with pytest.raises(ServiceError, match="no classifier"):
             await engine.configure_stream("s", "tent", None, task="classify")
         await engine.configure_stream("s", "source", None)  # here only one task has it
         assert (await engine.describe_stream("s"))["classify"] is None

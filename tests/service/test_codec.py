@@ -15,12 +15,17 @@ from service.codec import BadMessage, RemoteFailure, pack_job, pack_reply, unpac
 from service.errors import BadRequest, QueueFull
 from service.messages import (
     Adaptation,
+    ClassifyJob,
+    ClassifyJobAnswer,
     ControlJob,
     JobAnswer,
+    LabelScore,
     NewItem,
     Query,
     RankedHit,
     RetrieveJob,
+    Sample,
+    SampleAnswer,
     Timings,
     TrackKey,
 )
@@ -103,6 +108,31 @@ def test_a_failure_is_told_as_it_was(error: Exception, status: int, code: str) -
     assert refusal.value.retry_after_s == getattr(error, "retry_after_s", None)
 
 
+def test_a_sample_travels_bit_for_bit() -> None:
+    fbank = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    sample = Sample(fbank=fbank, pixels=np.arange(12, dtype=np.uint8).reshape(3, 2, 2))
+    key = TrackKey("s", "classes", "audio+video", "label")
+    back = sent(ClassifyJob(key, "async", (sample,), 3, again=True))
+    assert isinstance(back, ClassifyJob)
+    assert np.array_equal(back.samples[0].fbank, fbank)
+    assert np.array_equal(back.samples[0].pixels, sample.pixels)
+    assert (back.key, back.top, back.labels, back.again, back.kind) == (key, 3, None, True, "audio+video")
+
+
+def test_labels_travel_with_their_template() -> None:
+    key = TrackKey("s", "labels:0123456789ab", "text", "text")
+    back = sent(ClassifyJob(key, "sync", (Sample(text="x"),), 1, ("a", "ü"), "a {}"))
+    assert isinstance(back, ClassifyJob)
+    assert (back.labels, back.template, back.kind) == (("a", "ü"), "a {}", "text")
+
+
+def test_a_classified_sample_comes_back_as_it_was() -> None:
+    adaptation = Adaptation("tent", "sync", "audio+video->label", 3, "applied", "", 1)
+    sample = SampleAnswer((LabelScore("dog", 1, 0.75),), 0.5, ("video",))
+    answer = ClassifyJobAnswer((sample,), adaptation, Timings(1.0))
+    assert unpack_reply(pack_reply(answer)) == answer
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -111,6 +141,7 @@ def test_a_failure_is_told_as_it_was(error: Exception, status: int, code: str) -
         pack_job(RetrieveJob(KEY, "off", (), 1), reply_to="x", shift_s=0)[:-3],
         b"\x01" + msgspec.msgpack.encode({"reply_to": "x", "accepted_unix": 1.0, "deadline_unix": None}),
         b"\x01" + msgspec.msgpack.encode({"reply_to": 3}),
+        pack_job(ClassifyJob(KEY, "off", (), 1), reply_to="x", shift_s=0),
         b"\x01" + msgspec.msgpack.encode(msgspec.msgpack.Ext(9, b"x")),
         b"\x01" + msgspec.msgpack.encode({"reply_to": msgspec.msgpack.Ext(1, b"|O8;xxxxxxxx")}),
     ],

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from adapters.registry import make_method
 from service.gathering import Gatherings, GatherLimits
-from service.messages import Query, RetrieveJob, TrackKey
+from service.messages import ClassifyJob, Query, RetrieveJob, Sample, TrackKey
 from service.tasks import Chosen
 from service.tracks import Gathering, Stream, Track
 from tests.toy import ToyEncoder
@@ -115,6 +116,22 @@ def test_when_all_together_hold_too_much_the_next_in_turn_leaves() -> None:
     overflow = made.overflow(is_current=always)
     assert overflow is not None
     assert (overflow[0].name, overflow[1].drop, shed) == ("a", 1, [5])
+    assert made.overflow(is_current=always) is None
+
+
+def test_pictures_and_sounds_together_stay_below_their_bytes() -> None:
+    """Two samples of 6 KiB each fit, the third makes the oldest gathering leave."""
+    made, shed = gatherings(total_bytes=13 << 10)
+    key = TrackKey("s", "classes", "audio+video", "label")
+    sample = Sample(fbank=np.zeros((32, 32), np.float32), pixels=np.zeros((2, 32, 32), np.uint8))
+    pairs = [pair("a"), pair("b"), pair("c")]
+    for stream, track in pairs:
+        assert made.overflow(is_current=always) is None
+        made.join(stream, track, [ClassifyJob(key, "async", (sample,), 1)])
+    overflow = made.overflow(is_current=always)
+    assert overflow is not None
+    assert (overflow[0].name, shed) == ("a", [1])
+    assert pairs[0][1].gathered.byte_size == 0
     assert made.overflow(is_current=always) is None
 
 
