@@ -18,7 +18,7 @@ from .stack import DEPLOY, PROJECT, ROOT, Dockerfile, compose
 
 NAMES = ["Dockerfile.cpu", "Dockerfile.cuda"]
 FILES = {name: Dockerfile.read(DEPLOY / name) for name in NAMES}
-EXTRAS = {"Dockerfile.cpu": {"cpu", "otel"}, "Dockerfile.cuda": {"gpu", "otel"}}
+EXTRAS = {"Dockerfile.cpu": {"cpu", "otel", "video"}, "Dockerfile.cuda": {"gpu", "otel", "video"}}
 
 
 def constraints(*names: str) -> dict[str, str]:
@@ -115,8 +115,8 @@ def test_the_context_holds_the_project_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("files", "extras"),
     [
-        (["deploy/constraints.txt"], ["cpu", "otel"]),
-        (["deploy/constraints.txt", "deploy/constraints-cuda.txt"], ["gpu", "otel"]),
+        (["deploy/constraints.txt"], ["cpu", "otel", "video"]),
+        (["deploy/constraints.txt", "deploy/constraints-cuda.txt"], ["gpu", "otel", "video"]),
     ],
 )
 def test_constraints_hold_every_dependency_in_its_range(files: list[str], extras: list[str]) -> None:
