@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapters.base import AdapterError, BadSettings, StateMismatch
@@ -115,7 +115,7 @@ def _with_classifier(tasks: Tasks, found: Unpacked, *, whole: bool) -> Unpacked:
         if plain is None:
             raise StateFileError("the file has a classifier's state but no method of it")
         if tasks.classifier is None and not mine:
-            return found  # another server's choice, which means nothing here
+            return replace(found, methods=found.methods | _set_by(plain))
         chosen = _chosen(tasks, "classify", plain)
         for track in mine:
             _check(tasks, track, chosen)
@@ -125,8 +125,17 @@ def _with_classifier(tasks: Tasks, found: Unpacked, *, whole: bool) -> Unpacked:
                 raise
             raise StateMismatch(f"the classifier's part does not fit: {error}") from error
         tracks = {name: track for name, track in found.tracks.items() if track.task == "retrieve"}
-        return Unpacked(found.header, found.methods, tracks, refused=str(error))
-    return Unpacked(found.header, {**found.methods, "classify": chosen}, found.tracks)
+        kept = _set_by(plain) if tasks.classifier is None else {}
+        return replace(found, methods=found.methods | kept, tracks=tracks, refused=str(error))
+    return replace(found, methods={**found.methods, "classify": chosen})
+
+
+def _set_by(plain: Any) -> dict[Task, Chosen]:
+    """What was chosen for a classifier, kept for when there is one again."""
+    match plain:
+        case {"method": str(name), "settings": dict(settings)} if name in METHODS_OF["classify"]:
+            return {"classify": Chosen(name, settings, None)}
+    return {}
 
 
 def _chosen(tasks: Tasks, task: Task, plain: Mapping[str, Any]) -> Chosen:

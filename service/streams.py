@@ -441,7 +441,7 @@ class StreamStore:
             if not jobs:
                 continue
             key = jobs[0].key
-            if task_of(key.direction) not in stream.methods:
+            if task_of(key.direction) not in self._tasks.served:
                 continue  # of a classifier that this worker does not have
             track = stream.tracks.get(name) or self._new_track(stream, key.gallery, key.direction)
             used = header.get("tracks", {}).get(name, {}).get("gathered_used", 0)

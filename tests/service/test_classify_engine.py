@@ -526,7 +526,11 @@ async def test_a_stream_keeps_what_it_learned_of_galleries_when_the_classifier_c
         await classify(engine, both(16), adapt="sync", stream="s")
         await settled_version(engine, "s", 2)
     async with running_engine(settings(), encoder=ToyEncoder()) as engine:  # and none at all
-        assert (await engine.describe_stream("s"))["version"] == 1
+        described = await engine.describe_stream("s")
+        assert (described["version"], described["classify"]["method"]) == (1, "tent")
+        await engine.configure_stream("s", pinned=False)
+    async with running_engine(settings(**TENT), encoder=ToyEncoder(), classifier=other) as engine:
+        assert told(await classify(engine, both(2), stream="s")).method == "tent"
 
 
 async def test_unsupported_is_a_client_error() -> None:

@@ -207,8 +207,8 @@ def test_a_file_of_too_many_label_sets_is_refused() -> None:
 
 
 def test_a_classifiers_choice_without_tracks_does_not_matter_where_there_is_none() -> None:
-    made = Stream("s", dict(tasks().defaults), 0.0, 0.0)
+    made = Stream("s", dict(tasks("tent").defaults), 0.0, 0.0)
     found = unpack_stream(pack_stream(made, kind="snapshot"), Tasks(ToyEncoder()))  # type: ignore[arg-type]
-    assert set(found.methods) == {"retrieve"}
+    assert found.methods["classify"].describe() == {"method": "tent", "settings": {}}
     with pytest.raises(StateMismatch, match="classifier"):
         unpack_stream(pack_stream(learned("tent"), kind="snapshot"), Tasks(ToyEncoder()))  # type: ignore[arg-type]
