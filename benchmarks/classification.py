@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from adapters.base import AdapterError, BadSettings
 from adapters.calibration import load_calibration
@@ -114,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _progress(console) as progress:
             for result in _results(progress, model, shifted, shifts, methods, options):
                 results.append(result)
-                progress.console.print(_line(result), highlight=False)
+                progress.console.print(_line(result), highlight=False, emoji=False)
                 # After every stream: hours of work are not lost with an interruption.
                 if options.json:
                     _write(options.json, document(model, shifted, methods, results, options))
@@ -297,7 +298,8 @@ def tables(results: Sequence[ShiftResult], *, batch_mean: bool = False) -> list[
     for method in methods:
         table.add_column(method, justify="right")
     for shift in dict.fromkeys(result.shift for result in results):
-        table.add_row(shift, *(_cell(value.get((shift, method))) for method in methods))
+        # As Text, because rich takes the middle of `video:fog:5` for a picture of fog.
+        table.add_row(Text(shift), *(_cell(value.get((shift, method))) for method in methods))
     table.add_section()
     for kind, by_method in averages(results, batch_mean=batch_mean).items():
         table.add_row(f"mean of {kind}", *(_cell(by_method.get(method)) for method in methods), style="bold")
