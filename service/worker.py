@@ -24,13 +24,13 @@ import structlog
 from adapters.base import AdapterError
 from encoders.base import EncoderError
 from index.base import GalleryError
-from service import tracing
-from service.batches.base import Batch
+from service import outcomes, tracing
 from service.batches.make import Batches
+from service.batches.taken import Taken
 from service.errors import NotReady, QueueUnreachable, ServiceError
 from service.galleries import Galleries
 from service.gathering import GatheredBatch, Gatherings, GatherLimits
-from service.messages import Adaptation, ControlJob, Job, QueryJob, Status, Timings, stream_of
+from service.messages import ControlJob, Job, QueryJob, stream_of
 from service.metrics import Metrics
 from service.pipeline import EarlyAnswer, Outcome
 from service.queue.base import ADOPT, GatherWrite, JobQueue, LostOwnership, Settlement, StateWrite
@@ -59,15 +59,6 @@ class _Task:
     stream: str | None
     jobs: list[Job] = field(default_factory=list)
     trace: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Taken:
-    """Jobs of one batch group, and the batch that they make. at: time.monotonic()."""
-
-    jobs: Sequence[QueryJob]
-    batch: Batch
-    at: float
 
 
 class Worker:
@@ -272,7 +263,7 @@ class Worker:
     def _answer(self, jobs: Sequence[QueryJob]) -> None:
         """Answer a batch: by the source model, by the stream's state, or by what is learned from it first."""
         first = jobs[0]
-        taken = _Taken(jobs, self._batches.of(jobs), time.monotonic())
+        taken = Taken(jobs, self._batches.of(jobs), time.monotonic())
         batch = taken.batch
         self._metrics.observe_batch(batch.size)
         if batch.source_because or first.mode == "off":
@@ -293,7 +284,7 @@ class Worker:
         else:
             self._answer_and_gather(taken, stream, track)
 
-    def _sheds(self, taken: _Taken) -> bool:
+    def _sheds(self, taken: Taken) -> bool:
         """Whether a synchronous batch goes without adapting, because many wait or it has waited long."""
         first = taken.jobs[0]
         if first.mode != "sync" or any(job.again for job in taken.jobs):
@@ -304,7 +295,7 @@ class Worker:
                 return True
         return self._overloaded()
 
-    def _answer_frozen(self, taken: _Taken) -> None:
+    def _answer_frozen(self, taken: Taken) -> None:
         """By the source model."""
         because = taken.batch.source_because or taken.jobs[0].frozen_because
         answered = taken.batch.answer(None, None)
@@ -313,7 +304,7 @@ class Worker:
             reason=because or "asked for the source model",
         )  # fmt: skip
 
-    def _answer_without_learning(self, taken: _Taken, stream: Stream, track: Track, *, reason: str) -> None:
+    def _answer_without_learning(self, taken: Taken, stream: Stream, track: Track, *, reason: str) -> None:
         """Answer with the stream's current state, which stays as it is."""
         chosen = stream.chosen(track)
         answered = taken.batch.answer(chosen.method, track.state)
@@ -321,7 +312,7 @@ class Worker:
             taken, answered, method=chosen.name, version=track.state.version, status="skipped", reason=reason
         )
 
-    def _answer_and_gather(self, taken: _Taken, stream: Stream, track: Track) -> None:
+    def _answer_and_gather(self, taken: Taken, stream: Stream, track: Track) -> None:
         """Asynchronous mode: answer with the current state, let the queries join the next batch."""
         chosen = stream.chosen(track)
         if not chosen.method.adapts:
@@ -340,15 +331,15 @@ class Worker:
             loser, drop = overflow
             self._queue.settle(Settlement(gathering=drop, state=self._streams.write(loser.name)))
 
-    def _adapt_and_answer(self, taken: _Taken, stream: Stream, track: Track) -> Generator[None, None, None]:
+    def _adapt_and_answer(self, taken: Taken, stream: Stream, track: Track) -> Generator[None, None, None]:
         """Synchronous mode: the batch adapts, and its answer comes from the adapted model."""
         chosen = stream.chosen(track)
         answered: list[tuple[Job, Any]] = []
 
         def on_answer(early: EarlyAnswer[Any]) -> None:
-            results = self._results(
-                taken, early.answered, method=chosen.name, version=early.version, status=early.status,
-                reason=early.reason,
+            results = taken.results(
+                early.answered, self._metrics, method=chosen.name, version=early.version,
+                status=early.status, reason=early.reason,
             )  # fmt: skip
             if early.status == "applying":
                 self._queue.answer_early(results)
@@ -367,6 +358,19 @@ class Worker:
             raise LostOwnership(f"stream {stream.name!r} is another worker's now")
         state = self._streams.write(stream.name)
         self._queue.settle(Settlement(results=answered, finished=taken.jobs, state=state))
+
+    def _settle(
+        self,
+        taken: Taken,
+        answered: Any,
+        *,
+        gathering: GatherWrite | None = None,
+        state: StateWrite | None = None,
+        **about: Any,
+    ) -> None:
+        """Answer a batch whose jobs are done with it; `about` are the arguments of `Taken.results`."""
+        results = taken.results(answered, self._metrics, **about)
+        self._queue.settle(Settlement(results=results, gathering=gathering, state=state))
 
     # -- gathering and background adaptation --------------------------------------------------------
 
@@ -411,68 +415,11 @@ class Worker:
         track.commit(outcome)
         stream.dirty = True
         self._streams.measure(stream)
-        method = stream.chosen(track).name
-        self._metrics.count_adaptation(method, outcome.status, queries)
-        self._metrics.observe_drift(
-            method=method, direction=track.direction, version=track.state.version, figures=outcome.drift
-        )
-        if outcome.guard is not None:
-            si, gap = outcome.guard.change("source_likeness"), outcome.guard.change("modality_gap")
-            if si is not None and gap is not None:
-                self._metrics.observe_guard(method=method, source_likeness_change=si, modality_gap_change=gap)
-        if outcome.event is not None:
-            event = outcome.event
-            self._metrics.count_guard_action(event.action)
-            log.warning(
-                "guard", stream=stream.name, track=track.name, finding=event.finding, action=event.action,
-                why=event.reason,
-            )  # fmt: skip
-        if outcome.status == "undone":
-            log.warning("adaptation_undone", stream=stream.name, track=track.name, why=outcome.reason)
+        outcomes.tell(self._metrics, stream, track, outcome, queries=queries)
         return True
 
     def _still_there(self, stream: Stream, track: Track) -> bool:
         return self._streams.is_current(stream) and stream.tracks.get(track.name) is track
-
-    # -- answers ------------------------------------------------------------------------------------
-
-    def _settle(
-        self,
-        taken: _Taken,
-        answered: Any,
-        *,
-        gathering: GatherWrite | None = None,
-        state: StateWrite | None = None,
-        **about: Any,
-    ) -> None:
-        """Answer a batch whose jobs are done with it; the arguments are those of `_results`."""
-        results = self._results(taken, answered, **about)
-        self._queue.settle(Settlement(results=results, gathering=gathering, state=state))
-
-    def _results(
-        self, taken: _Taken, answered: Any, *, method: str, version: int, status: Status, reason: str
-    ) -> list[tuple[Job, Any]]:
-        """One answer a job of the batch."""
-        batch, jobs = taken.batch, taken.jobs
-        mode, direction = jobs[0].mode, jobs[0].key.direction
-        adaptation = Adaptation(method, mode, direction, version, status, reason, batch.size)
-        now = time.monotonic()
-        timings = [
-            Timings(
-                wait_ms=(taken.at - job.accepted_at) * 1e3,
-                encode_ms=batch.times.encode_ms,
-                search_ms=batch.times.search_ms,
-                adapt_ms=batch.times.adapt_ms,
-                total_ms=(now - job.accepted_at) * 1e3,
-            )
-            for job in jobs
-        ]
-        answers = batch.answers(jobs, answered, adaptation, timings)
-        for job, times in zip(jobs, timings, strict=True):
-            self._metrics.observe_answer(
-                mode=mode, direction=direction, status=status, timings=times, queries=job.items, method=method
-            )
-        return list(zip(jobs, answers, strict=True))
 
 
 def _kept(stream: Stream, slices: Generator[None, None, None]) -> Generator[None, None, None]:
