@@ -6,13 +6,36 @@
         answer = client.retrieve(text="a red circle", k=5)
         print(answer.hits[0].id, answer.adaptation.status)
 
-Both raise `AttuneError`. Needs httpx only.
+    for line in client.classify_stream({"audio": wav, "image": jpeg} for wav, jpeg in camera):
+        print(line.index, line.result().label)
+
+Both raise `AttuneError`. Needs httpx, and websockets for streams of samples.
 """
 
 from __future__ import annotations
 
 from service.client.asynchronous import AsyncClient
 from service.client.blocking import Client
-from service.client.types import Adaptation, Answer, AttuneError, Hit
+from service.client.types import (
+    Adaptation,
+    Answer,
+    AttuneError,
+    Classified,
+    ClassifyAnswer,
+    Hit,
+    Label,
+    StreamedAnswer,
+)
 
-__all__ = ["Adaptation", "Answer", "AsyncClient", "AttuneError", "Client", "Hit"]
+__all__ = [
+    "Adaptation",
+    "Answer",
+    "AsyncClient",
+    "AttuneError",
+    "Classified",
+    "ClassifyAnswer",
+    "Client",
+    "Hit",
+    "Label",
+    "StreamedAnswer",
+]

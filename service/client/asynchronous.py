@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias, TypeVar
 
 import httpx
 
 from service.client import calls
-from service.client.calls import Call, Image, QueryLike, Result, Vector
+from service.client.calls import Call, File, Image, QueryLike, Result, SampleLike, Vector
+from service.client.streaming import exchange_async
 from service.client.transport import Retries, arguments, connection, unreachable
-from service.client.types import Answer, AttuneError, Card
+from service.client.types import Answer, AttuneError, Card, ClassifyAnswer, StreamedAnswer
+
+Samples: TypeAlias = "Iterable[SampleLike] | AsyncIterable[SampleLike]"
+Lines: TypeAlias = "Iterable[str] | AsyncIterable[str]"
+Answers: TypeAlias = AsyncGenerator[StreamedAnswer]
+Cards: TypeAlias = AsyncGenerator[Card]
+Each = TypeVar("Each")
 
 
 class AsyncClient:
@@ -101,6 +118,81 @@ class AsyncClient:
         }
         return await self._send(calls.retrieve(bodies, options))
 
+    async def classify(
+        self,
+        samples: SampleLike | Iterable[SampleLike] | None = None,
+        *,
+        audio: File | None = None,
+        image: Image | None = None,
+        clip: File | None = None,
+        text: str | None = None,
+        stream: str | None = None,
+        adapt: str | None = None,
+        top: int | None = None,
+        labels: Sequence[str] | None = None,
+        template: str | None = None,
+        deadline_ms: float | None = None,
+    ) -> ClassifyAnswer:
+        """Label samples of sound and pictures, or, with `labels`, pictures and texts.
+
+        A sample is {"id", "audio", "fbank", "image", "frames", "clip", "text"}, where audio and clip are
+        paths or bytes, image and frames pictures, fbank an array; one can be given as arguments instead.
+
+        Raises AttuneError, ValueError for no sample, OSError for a file that cannot be read.
+        """
+        bodies = calls.sample_bodies(samples, audio=audio, image=image, clip=clip, text=text)
+        options = {
+            "stream": stream,
+            "adapt": adapt,
+            "top": top,
+            "labels": None if labels is None else list(labels),
+            "template": template,
+            "deadline_ms": deadline_ms,
+        }
+        return await self._send(calls.classify(bodies, options))
+
+    async def classify_stream(
+        self,
+        samples: Samples,
+        *,
+        stream: str | None = None,
+        adapt: str | None = None,
+        top: int | None = None,
+        labels: Sequence[str] | None = None,
+        template: str | None = None,
+        deadline_ms: float | None = None,
+        batch: int | None = None,
+        max_wait_ms: float | None = None,
+    ) -> Answers:
+        """Label samples as they come; their answers follow in order, while samples are still taken.
+
+        One that fails has its error in its place. With `adapt="sync"` the server gathers `batch` samples, or
+        those of `max_wait_ms`. Take the answers: where they are left, the server reads no more and, after a
+        while, hangs up.
+
+        Raises AttuneError where the stream itself ends early.
+        """
+        options = {
+            "stream": stream,
+            "adapt": adapt,
+            "top": top,
+            "labels": None if labels is None else list(labels),
+            "template": template,
+            "deadline_ms": deadline_ms,
+            "batch": batch,
+            "max_wait_ms": max_wait_ms,
+        }
+        texts = (json.dumps(calls.sample_body(sample)) async for sample in _each(samples))
+        async with aclosing(self.classify_lines(texts, options)) as cards:
+            async for card in cards:
+                yield StreamedAnswer.of_json(card)
+
+    async def classify_lines(self, lines: Lines, options: Mapping[str, Any] | None = None) -> Cards:
+        """As `classify_stream`, for samples that are JSON texts already; answers are the server's JSON."""
+        async with aclosing(exchange_async(self._http, options or {}, _each(lines))) as cards:
+            async for card in cards:
+                yield card
+
     async def ready(self) -> bool:
         """Whether the server answers queries now; False also if it cannot be reached."""
         try:
@@ -183,9 +275,13 @@ class AsyncClient:
         settings: Mapping[str, Any] | None = None,
         pinned: bool | None = None,
         guard: Mapping[str, Any] | None = None,
+        task: str | None = None,
     ) -> Card:
-        """Set method, guard, or pin; makes the stream if it is new. Another method drops what was learnt."""
-        return await self._send(calls.configure_stream(name, method, settings, pinned, guard))
+        """Set method, guard, or pin; makes the stream if it is new. Another method drops what was learnt.
+
+        `task` ("retrieve" or "classify") says what the method is for, where both have one of that name.
+        """
+        return await self._send(calls.configure_stream(name, method, settings, pinned, guard, task))
 
     async def reset_stream(self, name: str) -> Card:
         """Back to the source model."""
@@ -220,3 +316,12 @@ class AsyncClient:
         """Keep a file (or its bytes) made by `export_snapshot` as a snapshot of `stream`."""
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         return await self._send(calls.import_snapshot(stream, data, name))
+
+
+async def _each(given: Iterable[Each] | AsyncIterable[Each]) -> AsyncIterator[Each]:
+    if isinstance(given, AsyncIterable):
+        async for one in given:
+            yield one
+    else:
+        for one in given:
+            yield one

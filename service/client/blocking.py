@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import httpx
 
 from service.client import calls
-from service.client.calls import Call, Image, QueryLike, Result, Vector
+from service.client.calls import Call, File, Image, QueryLike, Result, SampleLike, Vector
+from service.client.streaming import exchange
 from service.client.transport import Retries, arguments, connection, unreachable
-from service.client.types import Answer, AttuneError, Card
+from service.client.types import Answer, AttuneError, Card, ClassifyAnswer, StreamedAnswer
+
+Samples: TypeAlias = Iterable[SampleLike]
+Lines: TypeAlias = Iterable[str]
+Answers: TypeAlias = Iterator[StreamedAnswer]
+Cards: TypeAlias = Iterator[Card]
 
 
 class Client:
@@ -100,6 +107,78 @@ class Client:
         }
         return self._send(calls.retrieve(bodies, options))
 
+    def classify(
+        self,
+        samples: SampleLike | Iterable[SampleLike] | None = None,
+        *,
+        audio: File | None = None,
+        image: Image | None = None,
+        clip: File | None = None,
+        text: str | None = None,
+        stream: str | None = None,
+        adapt: str | None = None,
+        top: int | None = None,
+        labels: Sequence[str] | None = None,
+        template: str | None = None,
+        deadline_ms: float | None = None,
+    ) -> ClassifyAnswer:
+        """Label samples of sound and pictures, or, with `labels`, pictures and texts.
+
+        A sample is {"id", "audio", "fbank", "image", "frames", "clip", "text"}, where audio and clip are
+        paths or bytes, image and frames pictures, fbank an array; one can be given as arguments instead.
+
+        Raises AttuneError, ValueError for no sample, OSError for a file that cannot be read.
+        """
+        bodies = calls.sample_bodies(samples, audio=audio, image=image, clip=clip, text=text)
+        options = {
+            "stream": stream,
+            "adapt": adapt,
+            "top": top,
+            "labels": None if labels is None else list(labels),
+            "template": template,
+            "deadline_ms": deadline_ms,
+        }
+        return self._send(calls.classify(bodies, options))
+
+    def classify_stream(
+        self,
+        samples: Samples,
+        *,
+        stream: str | None = None,
+        adapt: str | None = None,
+        top: int | None = None,
+        labels: Sequence[str] | None = None,
+        template: str | None = None,
+        deadline_ms: float | None = None,
+        batch: int | None = None,
+        max_wait_ms: float | None = None,
+    ) -> Answers:
+        """Label samples as they come; their answers follow in order, while samples are still taken.
+
+        One that fails has its error in its place. With `adapt="sync"` the server gathers `batch` samples, or
+        those of `max_wait_ms`. Take the answers: where they are left, the server reads no more and, after a
+        while, hangs up.
+
+        Raises AttuneError where the stream itself ends early.
+        """
+        options = {
+            "stream": stream,
+            "adapt": adapt,
+            "top": top,
+            "labels": None if labels is None else list(labels),
+            "template": template,
+            "deadline_ms": deadline_ms,
+            "batch": batch,
+            "max_wait_ms": max_wait_ms,
+        }
+        texts = (json.dumps(calls.sample_body(sample)) for sample in samples)
+        for card in self.classify_lines(texts, options):
+            yield StreamedAnswer.of_json(card)
+
+    def classify_lines(self, lines: Lines, options: Mapping[str, Any] | None = None) -> Cards:
+        """As `classify_stream`, for samples that are JSON texts already; answers are the server's JSON."""
+        yield from exchange(self._http, options or {}, lines)
+
     def ready(self) -> bool:
         """Whether the server answers queries now; False also if it cannot be reached."""
         try:
@@ -182,9 +261,13 @@ class Client:
         settings: Mapping[str, Any] | None = None,
         pinned: bool | None = None,
         guard: Mapping[str, Any] | None = None,
+        task: str | None = None,
     ) -> Card:
-        """Set method, guard, or pin; makes the stream if it is new. Another method drops what was learnt."""
-        return self._send(calls.configure_stream(name, method, settings, pinned, guard))
+        """Set method, guard, or pin; makes the stream if it is new. Another method drops what was learnt.
+
+        `task` ("retrieve" or "classify") says what the method is for, where both have one of that name.
+        """
+        return self._send(calls.configure_stream(name, method, settings, pinned, guard, task))
 
     def reset_stream(self, name: str) -> Card:
         """Back to the source model."""

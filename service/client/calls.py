@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
-from service.client.types import Answer, AttuneError, Card
+from service.client.types import Answer, AttuneError, Card, ClassifyAnswer
 
 Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
@@ -99,6 +99,54 @@ def image_text(image: Image) -> str:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         data = buffer.getvalue()
+    return base64.b64encode(data).decode("ascii")
+
+
+File: TypeAlias = "bytes | PathLike[str] | str"
+"""A sound or a clip: its bytes, a path to it, or a data URI."""
+SampleLike: TypeAlias = Mapping[str, Any]
+"""The JSON object of a sample; its `audio` and `clip` may be files, its `image` and `frames` pictures, its
+`fbank` an array."""
+
+
+def classify(samples: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Call[ClassifyAnswer]:
+    given = {name: value for name, value in options.items() if value is not None}
+    return Call("POST", "/classify", _classified, json={"samples": list(samples), **given})
+
+
+def sample_bodies(samples: SampleLike | Iterable[SampleLike] | None, **one: Any) -> list[dict[str, Any]]:
+    """The samples that were given, or the one of the fields. Raises ValueError for both and for neither."""
+    given = {name: value for name, value in one.items() if value is not None}
+    if (samples is None) != bool(given):
+        raise ValueError("give samples, or audio, image, clip or text of one sample")
+    if samples is None:
+        samples = [given]
+    listed = [samples] if isinstance(samples, Mapping) else list(samples)
+    if not listed:
+        raise ValueError("nothing to classify: there are no samples")
+    return [sample_body(sample) for sample in listed]
+
+
+def sample_body(sample: SampleLike) -> dict[str, Any]:
+    """The JSON of one sample."""
+    body = {name: value for name, value in sample.items() if value is not None}
+    for name in ("audio", "clip"):
+        if name in body:
+            body[name] = file_text(body[name])
+    if "image" in body:
+        body["image"] = image_text(body["image"])
+    if "frames" in body:
+        body["frames"] = [image_text(frame) for frame in body["frames"]]
+    if "fbank" in body:
+        body["fbank"] = [_numbers(row) for row in body["fbank"]]
+    return body
+
+
+def file_text(file: File) -> str:
+    """A file as it travels in JSON. A `str` is a data URI, or a path that is read here."""
+    if isinstance(file, str) and file.startswith("data:"):
+        return file
+    data = file if isinstance(file, bytes) else Path(file).read_bytes()
     return base64.b64encode(data).decode("ascii")
 
 
@@ -207,9 +255,11 @@ def configure_stream(
     settings: Mapping[str, Any] | None,
     pinned: bool | None,
     guard: Mapping[str, Any] | None,
+    task: str | None,
 ) -> Call[Card]:
     given: dict[str, Any] = {
         "method": method,
+        "task": task,
         "settings": None if settings is None else dict(settings),
         "pinned": pinned,
         "guard": None if guard is None else dict(guard),
@@ -284,6 +334,10 @@ def _card(response: httpx.Response) -> Card:
 
 def _answer(response: httpx.Response) -> Answer:
     return Answer.of_json(_card(response))
+
+
+def _classified(response: httpx.Response) -> ClassifyAnswer:
+    return ClassifyAnswer.of_json(_card(response))
 
 
 def _listed(name: str) -> Callable[[httpx.Response], list[Card]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Card = dict[str, Any]
@@ -80,6 +80,99 @@ class Answer:
             gallery=body["gallery"],
             stream=body["stream"],
             parts=tuple(_adaptation(part) for part in body.get("parts", ())),
+        )
+
+
+@dataclass(frozen=True)
+class Label:
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Classified:
+    """The answer to one sample.
+
+    labels        best first
+    entropy_nats  of the probabilities of all labels
+    missing       modalities that the sample lacked
+    id            as the sample had it
+    """
+
+    labels: tuple[Label, ...]
+    entropy_nats: float
+    missing: tuple[str, ...] = ()
+    id: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The best label."""
+        return self.labels[0].label
+
+    @classmethod
+    def of_json(cls, body: Mapping[str, Any]) -> Classified:
+        return cls(
+            labels=tuple(Label(each["label"], each["probability"]) for each in body["labels"]),
+            entropy_nats=body["entropy_nats"],
+            missing=tuple(body["missing"]),
+            id=body.get("id"),
+        )
+
+
+@dataclass(frozen=True)
+class ClassifyAnswer:
+    """The answers in the order of the samples."""
+
+    answers: list[Classified]
+    adaptation: Adaptation
+    timings: dict[str, float]
+    stream: str
+    model: str
+    parts: tuple[Adaptation, ...] = ()
+    """One entry a kind of sample, for a request that mixed kinds."""
+
+    @classmethod
+    def of_json(cls, body: Mapping[str, Any]) -> ClassifyAnswer:
+        return cls(
+            answers=[Classified.of_json(answer) for answer in body["answers"]],
+            adaptation=_adaptation(body["adaptation"]),
+            timings=dict(body["timings"]),
+            stream=body["stream"],
+            model=body["model"],
+            parts=tuple(_adaptation(part) for part in body.get("parts", ())),
+        )
+
+
+@dataclass(frozen=True)
+class StreamedAnswer:
+    """What became of one sample of a stream: an answer, or an error.
+
+    index  of the sample, from 0
+    """
+
+    index: int
+    answer: Classified | None = None
+    adaptation: Adaptation | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    error: AttuneError | None = None
+
+    def result(self) -> Classified:
+        """The answer. Raises AttuneError if there is an error in its place."""
+        if self.answer is None:
+            raise self.error or AttuneError("bad_answer", "neither an answer nor an error")
+        return self.answer
+
+    @classmethod
+    def of_json(cls, body: Mapping[str, Any]) -> StreamedAnswer:
+        if "error" in body:
+            error = body["error"]
+            failure = AttuneError(error["code"], error["message"], details=error["details"])
+            return cls(body["index"], error=failure)
+        return cls(
+            index=body["index"],
+            answer=Classified.of_json(body),
+            adaptation=_adaptation(body["adaptation"]),
+            timings=dict(body["timings"]),
         )
 
 
