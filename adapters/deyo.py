@@ -40,7 +40,7 @@ from adapters.state import AdaptationState
 Noise = Callable[[Modality, tuple[int, int]], Tensor]
 
 
-class DeYOSettings(MethodSettings):
+class DeYOClassifierSettings(MethodSettings):
     """Every constant of the released code."""
 
     learning_rate: float = Field(1e-4, gt=0, le=1, description="Adam.")
@@ -57,15 +57,15 @@ class DeYOSettings(MethodSettings):
     seed: int = Field(0, ge=0, le=2**31, description="Of the shuffling.")
 
 
-class DeYO:
+class DeYOClassifier:
     name = "deyo"
     adapts = True
     needs: frozenset[Artefact] = frozenset()
     fewest = 1
 
-    def __init__(self, settings: DeYOSettings | None = None, *, noise: Noise | None = None) -> None:
+    def __init__(self, settings: DeYOClassifierSettings | None = None, *, noise: Noise | None = None) -> None:
         """`noise` replaces the random numbers that patches are sorted by, [n, patches], audio first."""
-        self.settings = settings or DeYOSettings()
+        self.settings = settings or DeYOClassifierSettings()
         self._adam = AdamWSettings(self.settings.learning_rate, weight_decay=0.0)
         self._noise = noise
 

@@ -36,7 +36,7 @@ _AVERAGE = "probability_average"
 """[C], of the samples learned from so far; absent before the first."""
 
 
-class EATASettings(MethodSettings):
+class EATAClassifierSettings(MethodSettings):
     """Every constant of the released code."""
 
     learning_rate: float = Field(1e-4, gt=0, le=1, description="Adam.")
@@ -52,13 +52,13 @@ class EATASettings(MethodSettings):
     )
 
 
-class EATA:
+class EATAClassifier:
     name = "eata"
     adapts = True
     fewest = 1
 
-    def __init__(self, settings: EATASettings | None = None) -> None:
-        self.settings = settings or EATASettings()
+    def __init__(self, settings: EATAClassifierSettings | None = None) -> None:
+        self.settings = settings or EATAClassifierSettings()
         self.needs: frozenset[Artefact] = frozenset({"fisher"} if self.settings.fisher_alpha else ())
         self._adam = AdamWSettings(self.settings.learning_rate, weight_decay=0.0)
 

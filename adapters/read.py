@@ -23,20 +23,20 @@ from adapters.settings import MethodSettings
 from adapters.state import AdaptationState
 
 
-class READSettings(MethodSettings):
+class READClassifierSettings(MethodSettings):
     """Every constant of the released code."""
 
     learning_rate: float = Field(1e-4, gt=0, le=1, description="Adam.")
 
 
-class READ:
+class READClassifier:
     name = "read"
     adapts = True
     needs: frozenset[Artefact] = frozenset()
     fewest = 1
 
-    def __init__(self, settings: READSettings | None = None) -> None:
-        self.settings = settings or READSettings()
+    def __init__(self, settings: READClassifierSettings | None = None) -> None:
+        self.settings = settings or READClassifierSettings()
         self._adam = AdamWSettings(self.settings.learning_rate, weight_decay=0.0)
 
     def check(self, model: TwoStream) -> None:

@@ -12,16 +12,16 @@ from pydantic import ValidationError
 from adapters.base import BadSettings, Method, UnknownMethod
 from adapters.brimpr import BriMPR, BriMPRSettings
 from adapters.classification import ClassifyMethod
-from adapters.deyo import DeYO, DeYOSettings
-from adapters.eata import EATA, EATASettings
-from adapters.read import READ, READSettings
-from adapters.sar import SAR, SARSettings
+from adapters.deyo import DeYOClassifier, DeYOClassifierSettings
+from adapters.eata import EATAClassifier, EATAClassifierSettings
+from adapters.read import READClassifier, READClassifierSettings
+from adapters.sar import SARClassifier, SARClassifierSettings
 from adapters.settings import MethodSettings
 from adapters.source import Source, SourceClassifier, SourceSettings
 from adapters.t3a import T3A, T3ASettings
 from adapters.tcr import TCR, TCRSettings
 from adapters.tcr_untrain import TCRUntrain, TCRUntrainSettings
-from adapters.tent import Tent, TentSettings
+from adapters.tent import TentClassifier, TentClassifierSettings
 
 Task = Literal["retrieve", "classify"]
 
@@ -44,16 +44,28 @@ METHODS: Mapping[str, Registered] = {
 
 CLASSIFY_METHODS: Mapping[str, Registered] = {
     "source": Registered(SourceSettings, SourceClassifier, "The frozen model; never adapts."),
-    "tent": Registered(TentSettings, Tent, "Norm parameters lower the entropy (Tent, ICLR 2021)."),
+    "tent": Registered(
+        TentClassifierSettings, TentClassifier, "Norm parameters lower the entropy (Tent, ICLR 2021)."
+    ),
     "t3a": Registered(
         T3ASettings, T3A, "Class prototypes follow the samples; no gradient (T3A, NeurIPS 2021)."
     ),
     "eata": Registered(
-        EATASettings, EATA, "Tent on sure, new samples, held by Fisher values (EATA, ICML 2022)."
+        EATAClassifierSettings,
+        EATAClassifier,
+        "Tent on sure, new samples, held by Fisher values (EATA, ICML 2022).",
     ),
-    "sar": Registered(SARSettings, SAR, "Tent on sure samples towards flat minima (SAR, ICLR 2023)."),
-    "deyo": Registered(DeYOSettings, DeYO, "Tent on samples that rest on shapes (DeYO, ICLR 2024)."),
-    "read": Registered(READSettings, READ, "The joint attention learns, reliably fused (READ, ICLR 2024)."),
+    "sar": Registered(
+        SARClassifierSettings, SARClassifier, "Tent on sure samples towards flat minima (SAR, ICLR 2023)."
+    ),
+    "deyo": Registered(
+        DeYOClassifierSettings, DeYOClassifier, "Tent on samples that rest on shapes (DeYO, ICLR 2024)."
+    ),
+    "read": Registered(
+        READClassifierSettings,
+        READClassifier,
+        "The joint attention learns, reliably fused (READ, ICLR 2024).",
+    ),
     "brimpr": Registered(
         BriMPRSettings, BriMPR, "Prompts realign each modality, then both (BriMPR, AAAI 2026)."
     ),

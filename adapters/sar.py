@@ -29,7 +29,7 @@ _AVERAGE = "entropy_average"
 """Nats; absent before the first sample was kept."""
 
 
-class SARSettings(MethodSettings):
+class SARClassifierSettings(MethodSettings):
     """Every constant of the released code."""
 
     learning_rate: float = Field(1e-4, gt=0, le=1, description="Adam.")
@@ -47,14 +47,14 @@ class SARSettings(MethodSettings):
     moments_clear_on_reset: bool = Field(False, description="Forget Adam's moments then (released: no).")
 
 
-class SAR:
+class SARClassifier:
     name = "sar"
     adapts = True
     needs: frozenset[Artefact] = frozenset()
     fewest = 1
 
-    def __init__(self, settings: SARSettings | None = None) -> None:
-        self.settings = settings or SARSettings()
+    def __init__(self, settings: SARClassifierSettings | None = None) -> None:
+        self.settings = settings or SARClassifierSettings()
         self._adam = AdamWSettings(self.settings.learning_rate, weight_decay=0.0)
 
     def check(self, model: TwoStream) -> None:

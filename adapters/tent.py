@@ -21,20 +21,20 @@ from adapters.settings import MethodSettings
 from adapters.state import AdaptationState
 
 
-class TentSettings(MethodSettings):
+class TentClassifierSettings(MethodSettings):
     """Every constant of the released code."""
 
     learning_rate: float = Field(1e-4, gt=0, le=1, description="Adam.")
 
 
-class Tent:
+class TentClassifier:
     name = "tent"
     adapts = True
     needs: frozenset[Artefact] = frozenset()
     fewest = 1
 
-    def __init__(self, settings: TentSettings | None = None) -> None:
-        self.settings = settings or TentSettings()
+    def __init__(self, settings: TentClassifierSettings | None = None) -> None:
+        self.settings = settings or TentClassifierSettings()
         self._adam = AdamWSettings(self.settings.learning_rate, weight_decay=0.0)
 
     def check(self, model: TwoStream) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from adapters.brimpr import BriMPR, BriMPRSettings
 from adapters.calibration import Calibration, fisher_values, source_statistics
 from adapters.classification import ClassifyMethod, Modality
-from adapters.deyo import DeYO
+from adapters.deyo import DeYOClassifier
 from adapters.registry import CLASSIFY_METHODS, make_classify_method
 from adapters.state import AdaptationState
 from benchmarks.replay.compare import Comparison
@@ -184,9 +184,9 @@ def _method(
     named |= {setting: float(constants[key]) / most for key, setting in replay.nats.items()}
     settings = {key: value for key, value in named.items() if key in known and value is not None}
     method = make_classify_method(name, settings)
-    if isinstance(method, DeYO) and comparison.has("rand_a"):
+    if isinstance(method, DeYOClassifier) and comparison.has("rand_a"):
         noise = RecordedNoise({"audio": comparison.take("rand_a"), "video": comparison.take("rand_v")})
-        return DeYO(method.settings, noise=noise), noise.turn_to
+        return DeYOClassifier(method.settings, noise=noise), noise.turn_to
     return method, None
 
 

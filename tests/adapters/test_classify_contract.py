@@ -8,6 +8,7 @@ import torch
 from adapters.classification import Answer, CalibrationMissing
 from adapters.registry import CLASSIFY_METHODS, make_classify_method
 from adapters.state import AdaptationState, pack_states, unpack_states
+from adapters.validation import check_classifier_state
 from encoders.audiovisual import AVInputs
 from encoders.cav_mae import CavMae
 from tests.adapters.classifier import (
@@ -101,6 +102,20 @@ def test_its_answers_are_logits_of_every_sample(name: str, dtype: torch.dtype) -
         assert torch.isfinite(result.answer.answered).all()
 
 
+@every_method
+def test_a_model_in_half_precision_is_adapted_in_single(name: str) -> None:
+    model, method = classifier(torch.bfloat16), make_classify_method(name)
+    batches = stream(3, dtype=torch.float32)
+    state, results = run(model, method, method.initial_state(model), batches)
+    for result in results:
+        assert result.answer.answered.dtype == torch.float32
+        assert torch.isfinite(result.answer.answered).all()
+        assert result.outcome.status != "undone"
+    optimizer = state.optimizer
+    for value in [*state.parameters.values(), *optimizer.exp_avg.values(), *optimizer.exp_avg_sq.values()]:
+        assert value.dtype == torch.float32
+
+
 @adapting
 def test_the_answer_comes_once_and_says_whether_an_update_follows(name: str) -> None:
     model, method = classifier(), make_classify_method(name)
@@ -190,6 +205,13 @@ def test_packing_and_unpacking_is_exact_and_continues_exactly(name: str, dtype: 
     assert_identical(continued, unbroken)
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one.answer.answered, other.answer.answered)
+
+
+@every_method
+def test_its_states_pass_the_check_of_states_from_outside(name: str) -> None:
+    model, method = classifier(), make_classify_method(name)
+    check_classifier_state(method.initial_state(model), model, method)
+    check_classifier_state(after(name, 4), model, method)
 
 
 @every_method

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapters.classification import Modality
-from adapters.deyo import DeYO, DeYOSettings
+from adapters.deyo import DeYOClassifier, DeYOClassifierSettings
 from adapters.losses import softmax_entropy
 from adapters.selection import shuffle_patches
 from encoders.audiovisual import AVInputs
@@ -24,7 +24,7 @@ def drawn(modality: Modality, shape: tuple[int, int]) -> Tensor:
 
 def test_one_batch_equals_the_plain_formula() -> None:
     model = classifier()
-    method = DeYO(DeYOSettings(learning_rate=0.01, plpd_threshold=0.05), noise=drawn)
+    method = DeYOClassifier(DeYOClassifierSettings(learning_rate=0.01, plpd_threshold=0.05), noise=drawn)
     (inputs,) = stream(1)
     state, (result,) = run(model, method, method.initial_state(model), [inputs])
     leaves = {name: model.weights[name].clone().requires_grad_() for name in model.groups["early_norms"]}
@@ -66,7 +66,7 @@ class Counting(CavMae):
 
 
 def test_only_sure_samples_are_passed_again() -> None:
-    model, method = Counting(CONFIG, small_weights(), dtype=torch.float64), DeYO()
+    model, method = Counting(CONFIG, small_weights(), dtype=torch.float64), DeYOClassifier()
     _, (result,) = run(model, method, method.initial_state(model), stream(1))
     assert model.passed == [8, int(result.outcome.losses["sure"])]
     assert model.passed[1] < 8
@@ -74,7 +74,7 @@ def test_only_sure_samples_are_passed_again() -> None:
 
 def test_without_a_sure_sample_nothing_is_drawn_and_nothing_changes() -> None:
     model = Counting(CONFIG, small_weights(), dtype=torch.float64)
-    method = DeYO(DeYOSettings(deyo_fraction=1e-6))
+    method = DeYOClassifier(DeYOClassifierSettings(deyo_fraction=1e-6))
     state = method.initial_state(model)
     before = everything(state)
     after, (result,) = run(model, method, state, stream(1))
@@ -84,7 +84,7 @@ def test_without_a_sure_sample_nothing_is_drawn_and_nothing_changes() -> None:
 
 
 def test_where_no_sample_rests_on_shapes_only_the_draw_is_counted() -> None:
-    model, method = classifier(), DeYO(DeYOSettings(plpd_threshold=1.0))
+    model, method = classifier(), DeYOClassifier(DeYOClassifierSettings(plpd_threshold=1.0))
     state = method.initial_state(model)
     before = everything(state)
     after, (result,) = run(model, method, state, stream(1))
@@ -97,7 +97,7 @@ def test_the_seed_decides_and_batches_draw_anew() -> None:
     model, (inputs,) = classifier(), stream(1)
     drops = []
     for seed in (0, 0, 1):
-        method = DeYO(DeYOSettings(seed=seed, plpd_threshold=-1, learning_rate=1e-12))
+        method = DeYOClassifier(DeYOClassifierSettings(seed=seed, plpd_threshold=-1, learning_rate=1e-12))
         _, results = run(model, method, method.initial_state(model), [inputs, inputs])
         drops.append([result.outcome.losses["drop"] for result in results])
     assert drops[0] == drops[1]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapters.base import BadSettings
 from adapters.classification import CalibrationMissing
-from adapters.eata import EATA, EATASettings
+from adapters.eata import EATAClassifier, EATAClassifierSettings
 from adapters.losses import anchor_penalty, softmax_entropy
 from adapters.registry import make_classify_method
 from encoders.cav_mae import CavMae
@@ -25,7 +25,7 @@ def entropies(logits: Tensor) -> Tensor:
 
 
 def test_only_sure_samples_enter_the_first_average() -> None:
-    model, method = classifier(), EATA()
+    model, method = classifier(), EATAClassifier()
     inputs = stream(1)[0]
     logits = model.forward(inputs).logits
     sure = entropies(logits) < 0.4
@@ -36,7 +36,7 @@ def test_only_sure_samples_enter_the_first_average() -> None:
 
 
 def test_samples_like_the_average_are_not_learned_from_again() -> None:
-    model, method = classifier(), EATA()
+    model, method = classifier(), EATAClassifier()
     inputs = stream(1)[0]
     state, results = run(model, method, method.initial_state(model), [inputs, inputs])
     assert [result.outcome.status for result in results] == ["applied", "skipped"]
@@ -46,7 +46,7 @@ def test_samples_like_the_average_are_not_learned_from_again() -> None:
 
 
 def test_a_batch_without_a_sure_sample_changes_nothing_but_the_count() -> None:
-    model, method = classifier(), EATA(EATASettings(entropy_fraction=1e-6))
+    model, method = classifier(), EATAClassifier(EATAClassifierSettings(entropy_fraction=1e-6))
     state = method.initial_state(model)
     before = everything(state)
     after, (result,) = run(model, method, state, stream(1))
@@ -55,7 +55,10 @@ def test_a_batch_without_a_sure_sample_changes_nothing_but_the_count() -> None:
 
 
 def test_the_average_keeps_nine_tenths() -> None:
-    model, method = classifier(), EATA(EATASettings(d_margin=1.1, learning_rate=1e-12, fisher_alpha=0))
+    model, method = (
+        classifier(),
+        EATAClassifier(EATAClassifierSettings(d_margin=1.1, learning_rate=1e-12, fisher_alpha=0)),
+    )
     one, other = stream(2)
     state, _ = run(model, method, method.initial_state(model), [one])
     first = state.tensors[AVERAGE].clone()
@@ -78,7 +81,7 @@ def test_a_large_penalty_holds_the_weights_at_the_source() -> None:
     model = classifier()
     moved = []
     for alpha in (0.0, 1e6):
-        method = EATA(EATASettings(fisher_alpha=alpha, d_margin=1.1, learning_rate=0.01))
+        method = EATAClassifier(EATAClassifierSettings(fisher_alpha=alpha, d_margin=1.1, learning_rate=0.01))
         state, _ = run(model, method, method.initial_state(model), stream(8))
         ways = [(value - model.weights[name]).square().sum() for name, value in state.parameters.items()]
         moved.append(float(sum(ways)))
@@ -88,8 +91,8 @@ def test_a_large_penalty_holds_the_weights_at_the_source() -> None:
 def test_without_a_penalty_no_calibration_is_needed() -> None:
     bare = CavMae(CONFIG, small_weights(), dtype=torch.float64)
     with pytest.raises(CalibrationMissing, match="fisher"):
-        EATA().check(bare)
-    method = EATA(EATASettings(fisher_alpha=0))
+        EATAClassifier().check(bare)
+    method = EATAClassifier(EATAClassifierSettings(fisher_alpha=0))
     assert method.needs == frozenset()
     method.check(bare)
     _, (result,) = run(bare, method, method.initial_state(bare), [samples(0, shift=0.5)])

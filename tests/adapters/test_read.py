@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from adapters.losses import balance_entropy, reliable_confidence
-from adapters.read import READ, READSettings
+from adapters.read import READClassifier, READClassifierSettings
 from encoders.cav_mae import CavMae
 from tests.adapters.classifier import CONFIG, classifier, run, small_weights, stream
 
 
 def test_two_batches_equal_the_plain_formula_and_answer_after_the_update() -> None:
-    model, method = classifier(), READ(READSettings(learning_rate=0.01))
+    model, method = classifier(), READClassifier(READClassifierSettings(learning_rate=0.01))
     state, results = run(model, method, method.initial_state(model), stream(2))
     leaves = {name: model.weights[name].clone().requires_grad_() for name in model.groups["joint_attention"]}
     adam = torch.optim.Adam(leaves.values(), lr=0.01)
@@ -36,7 +36,7 @@ def test_two_batches_equal_the_plain_formula_and_answer_after_the_update() -> No
 
 
 def test_queries_keys_and_values_of_the_joint_block_are_what_learns() -> None:
-    state = READ().initial_state(classifier())
+    state = READClassifier().initial_state(classifier())
     assert list(state.parameters) == ["blocks_u.0.attn.qkv.weight", "blocks_u.0.attn.qkv.bias"]
 
 
@@ -49,7 +49,7 @@ class Counting(CavMae):
 
 
 def test_the_towers_are_passed_once() -> None:
-    model, method = Counting(CONFIG, small_weights()), READ()
+    model, method = Counting(CONFIG, small_weights()), READClassifier()
     run(model, method, method.initial_state(model), stream(1, dtype=torch.float32))
     assert model.passed == ["audio", "video"]
 

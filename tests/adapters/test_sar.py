@@ -7,14 +7,17 @@ import math
 import torch
 
 from adapters.losses import softmax_entropy
-from adapters.sar import SAR, SARSettings
+from adapters.sar import SARClassifier, SARClassifierSettings
 from tests.adapters.classifier import C, classifier, run, samples, stream
 
 AVERAGE = "entropy_average"
 
 
 def test_two_batches_equal_plain_sharpness_aware_adam() -> None:
-    model, method = classifier(), SAR(SARSettings(learning_rate=0.01, rho=0.3, entropy_fraction=0.6))
+    model, method = (
+        classifier(),
+        SARClassifier(SARClassifierSettings(learning_rate=0.01, rho=0.3, entropy_fraction=0.6)),
+    )
     state, results = run(model, method, method.initial_state(model), stream(2))
     leaves = {name: model.weights[name].clone().requires_grad_() for name in model.groups["early_norms"]}
     adam = torch.optim.Adam(leaves.values(), lr=0.01)
@@ -48,7 +51,7 @@ def test_two_batches_equal_plain_sharpness_aware_adam() -> None:
 
 def test_the_last_blocks_and_what_is_behind_them_stay() -> None:
     model = classifier()
-    names = set(SAR().initial_state(model).parameters)
+    names = set(SARClassifier().initial_state(model).parameters)
     assert names == {
         f"blocks_{letter}.0.{norm}.{part}"
         for letter in "av"
@@ -59,7 +62,7 @@ def test_the_last_blocks_and_what_is_behind_them_stay() -> None:
 
 def test_without_a_sure_sample_adam_steps_on_its_momentum() -> None:
     """The released code's gradients are zeros then, not absent: the step counts, the momentum acts."""
-    model, method = classifier(), SAR(SARSettings(entropy_fraction=1e-6))
+    model, method = classifier(), SARClassifier(SARClassifierSettings(entropy_fraction=1e-6))
     fresh, (result,) = run(model, method, method.initial_state(model), stream(1))
     assert result.outcome.status == "applied"
     assert result.outcome.losses == {"selected": 0}
@@ -67,7 +70,7 @@ def test_without_a_sure_sample_adam_steps_on_its_momentum() -> None:
     name = next(iter(fresh.parameters))
     assert float(fresh.optimizer.steps[name]) == 1
     assert torch.equal(fresh.parameters[name], model.weights[name])
-    learning = SAR()
+    learning = SARClassifier()
     state, _ = run(model, learning, learning.initial_state(model), stream(1))
     later, _ = run(model, method, state, stream(1, first=1))
     assert float(later.optimizer.steps[name]) == 2
@@ -78,7 +81,7 @@ def test_without_a_sure_sample_adam_steps_on_its_momentum() -> None:
 
 def test_a_collapse_brings_the_source_weights_back_and_keeps_average_and_moments() -> None:
     """As released: the low average stays, so every further batch is taken back too."""
-    model, method = classifier(), SAR(SARSettings(reset_constant=50))
+    model, method = classifier(), SARClassifier(SARClassifierSettings(reset_constant=50))
     state, _ = run(model, method, method.initial_state(model), stream(2))
     name = next(iter(state.parameters))
     for parameter, value in state.parameters.items():
@@ -89,7 +92,9 @@ def test_a_collapse_brings_the_source_weights_back_and_keeps_average_and_moments
 
 def test_average_and_moments_can_be_forgotten_with_the_weights() -> None:
     model = classifier()
-    method = SAR(SARSettings(reset_constant=50, ema_clear_on_reset=True, moments_clear_on_reset=True))
+    method = SARClassifier(
+        SARClassifierSettings(reset_constant=50, ema_clear_on_reset=True, moments_clear_on_reset=True)
+    )
     state, _ = run(model, method, method.initial_state(model), stream(2))
     assert state.numbers == {}
     assert state.optimizer.steps == {}
@@ -97,6 +102,6 @@ def test_average_and_moments_can_be_forgotten_with_the_weights() -> None:
 
 
 def test_a_stream_above_the_constant_is_not_taken_back() -> None:
-    model, method = classifier(), SAR(SARSettings(reset_constant=0.01))
+    model, method = classifier(), SARClassifier(SARClassifierSettings(reset_constant=0.01))
     state, _ = run(model, method, method.initial_state(model), [samples(0, shift=0.5)])
     assert any(not torch.equal(value, model.weights[name]) for name, value in state.parameters.items())

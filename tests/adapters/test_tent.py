@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from adapters.tent import Tent, TentSettings
+from adapters.tent import TentClassifier, TentClassifierSettings
 from tests.adapters.classifier import classifier, run, stream
 
 
 def test_three_batches_equal_plain_entropy_minimisation_with_adam() -> None:
-    model, method = classifier(), Tent(TentSettings(learning_rate=0.01))
+    model, method = classifier(), TentClassifier(TentClassifierSettings(learning_rate=0.01))
     state, results = run(model, method, method.initial_state(model), stream(3))
     leaves = {name: model.weights[name].clone().requires_grad_() for name in model.groups["norms"]}
     adam = torch.optim.Adam(leaves.values(), lr=0.01)
@@ -26,7 +26,7 @@ def test_three_batches_equal_plain_entropy_minimisation_with_adam() -> None:
 
 
 def test_it_answers_from_before_the_update_and_early() -> None:
-    model, method = classifier(), Tent(TentSettings(learning_rate=0.05))
+    model, method = classifier(), TentClassifier(TentClassifierSettings(learning_rate=0.05))
     state = method.initial_state(model)
     inputs = stream(1)[0]
     expected = method.predict(model, state, inputs)
