@@ -3,6 +3,7 @@
 ServiceError
   BadRequest              the client's mistake                       400
   UnsupportedModality     nothing here takes such a sample           422
+  UnusableSample          the model makes no numbers of it           422
   NotFound                no such stream or snapshot                 404
   Conflict                fingerprint, method or version conflict    409
   TooLarge                items, bytes or pixels                     413
@@ -46,6 +47,11 @@ BY_CLASS: Mapping[str, tuple[int, str]] = {
     "encoders.base.BadImage": (422, "bad_image"),
     "encoders.base.UnsupportedEncoder": (500, "unsupported_encoder"),
     "encoders.base.EncoderError": (422, "encoder_refused"),
+    "encoders.audio.AudioTooLong": (413, "audio_too_long"),
+    "encoders.audio.BadAudio": (422, "bad_audio"),
+    "encoders.clips.ClipTooLarge": (413, "clip_too_large"),
+    "encoders.clips.BadClip": (422, "bad_clip"),
+    "encoders.clips.ClipsUnavailable": (501, "clips_unavailable"),
 }
 """Errors of the parts below by name: importing them here would load torch into every process that
 only speaks HTTP. A test compares the table with the modules."""
@@ -70,6 +76,11 @@ class BadRequest(ServiceError):
 
 class UnsupportedModality(ServiceError):
     code = "unsupported_modality"
+    status = 422
+
+
+class UnusableSample(ServiceError):
+    code = "unusable_sample"
     status = 422
 
 

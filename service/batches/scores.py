@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from adapters.losses import softmax_entropy
 from service.batches.base import rows_of
+from service.errors import UnusableSample
 from service.messages import Adaptation, ClassifyJob, ClassifyJobAnswer, LabelScore, SampleAnswer, Timings
 
 
@@ -20,10 +22,11 @@ def classified(
     missing: Sequence[str],
     adaptation: Adaptation,
     timings: Sequence[Timings],
-) -> list[ClassifyJobAnswer]:
+) -> list[ClassifyJobAnswer | UnusableSample]:
     """One answer a job. logits [B, C] of all labels; equally probable labels stand in the list's order.
 
-    missing: modalities that every sample of the batch lacks.
+    missing: modalities that every sample of the batch lacks. A job with a sample of which the model makes
+    no numbers fails, the others of its batch do not.
     """
     exact = logits.detach().double().cpu()
     probabilities = exact.softmax(-1)  # [B, C]
@@ -31,8 +34,11 @@ def classified(
     most = min(max(job.top for job in jobs), len(labels))
     order = torch.sort(probabilities, dim=-1, descending=True, stable=True).indices[:, :most]
     shown = probabilities.gather(1, order).tolist()
-    answers = []
+    answers: list[ClassifyJobAnswer | UnusableSample] = []
     for job, rows, times in zip(jobs, rows_of(jobs), timings, strict=True):
+        if not all(map(math.isfinite, entropies[rows])):
+            answers.append(UnusableSample("the model makes no numbers of a sample: its values are too large"))
+            continue
         samples = tuple(
             SampleAnswer(
                 tuple(

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,18 @@ import torch
 from adapters.base import BadSettings, UnknownMethod
 from adapters.classification import CalibrationMissing
 from adapters.registry import CLASSIFY_METHODS
-from encoders.cav_mae import CavMae
+from encoders.audiovisual import AVInputs, AVOutput
+from encoders.base import EncoderError
+from encoders.cav_mae import CavMae, save_cav_mae
 from service.engine import Engine, running_engine
-from service.errors import BadRequest, Conflict, NotFound, ServiceError, UnsupportedModality
+from service.errors import (
+    BadRequest,
+    Conflict,
+    NotFound,
+    ServiceError,
+    UnsupportedModality,
+    UnusableSample,
+)
 from service.messages import (
     CLASSES,
     Adaptation,
@@ -33,6 +43,7 @@ from service.messages import (
 )
 from service.settings import Settings
 from service.stream_files import pack_stream
+from tests.adapters.classifier import CONFIG, small_weights
 from tests.adapters.classifier import classifier as small_classifier
 from tests.service.conftest import fill
 from tests.service.test_engine import settled_version
@@ -398,6 +409,36 @@ async def test_a_bad_sample_fails_its_own_request_and_changes_nothing(
     assert await engine.list_streams() == []
 
 
+async def test_a_sample_of_which_the_model_makes_no_numbers_fails_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = ToyClassifier.forward
+
+    def broken(self: ToyClassifier, inputs: AVInputs, *more: Any) -> AVOutput:
+        output = forward(self, inputs, *more)
+        assert inputs.audio is not None
+        bad = inputs.audio.mean((1, 2)) > 100
+        logits = torch.where(bad[:, None], torch.full_like(output.logits, math.inf), output.logits)
+        return replace(output, logits=logits)
+
+    monkeypatch.setattr(ToyClassifier, "forward", broken)
+    loud = Sample(fbank=sound(0) + 500, pixels=picture(0))
+    good, bad = await asyncio.gather(
+        classify(engine, both(2), adapt="off"),
+        classify(engine, (loud,), adapt="off"),
+        return_exceptions=True,
+    )
+    assert isinstance(good, ClassifyAnswer)
+    assert isinstance(bad, UnusableSample)
+    adapted = await asyncio.gather(
+        classify(engine, both(16), adapt="sync"),
+        classify(engine, (loud, *both(15)), adapt="sync", stream="t"),
+        return_exceptions=True,
+    )
+    assert isinstance(adapted[1], UnusableSample)
+    assert (await engine.describe_stream("t"))["tracks"][0]["undone"] == 1
+
+
 async def test_a_request_without_samples_is_refused(engine: Engine) -> None:
     with pytest.raises(BadRequest):
         await classify(engine, ())
@@ -531,6 +572,20 @@ async def test_a_stream_keeps_what_it_learned_of_galleries_when_the_classifier_c
         await engine.configure_stream("s", pinned=False)
     async with running_engine(settings(**TENT), encoder=ToyEncoder(), classifier=other) as engine:
         assert told(await classify(engine, both(2), stream="s")).method == "tent"
+
+
+async def test_a_classifier_is_read_from_its_folder(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    save_cav_mae(CONFIG, small_weights(), tmp_path / "model")
+    chosen = settings(**TENT, classifier=str(tmp_path / "model"))
+    async with running_engine(chosen, encoder=ToyEncoder()) as engine:
+        assert engine.classifier is not None
+        assert engine.classifier.labels == CONFIG.labels
+        answer = await classify(engine, small(2), adapt="off")
+        assert len(answer.samples[0].labels) == 5
+    with pytest.raises(EncoderError):
+        await Engine.start(settings(classifier=str(tmp_path / "nowhere")), encoder=ToyEncoder())
 
 
 async def test_unsupported_is_a_client_error() -> None:

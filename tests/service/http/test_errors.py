@@ -22,7 +22,8 @@ pytestmark = pytest.mark.anyio
 
 def test_table_names_every_error_of_the_parts_below_and_no_other() -> None:
     defined = set()
-    for module in ("index.base", "adapters.base", "adapters.state", "encoders.base"):
+    adapters = ("adapters.base", "adapters.state", "adapters.classification", "adapters.calibration")
+    for module in (*adapters, "index.base", "encoders.base", "encoders.audio", "encoders.clips"):
         members = inspect.getmembers(importlib.import_module(module), inspect.isclass)
         defined |= {
             f"{module}.{name}"
