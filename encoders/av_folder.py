@@ -1,8 +1,8 @@
 """Labelled sound and pictures in a folder with a `labels.tsv`.
 
-Its header names the columns: `label` and at least one of `audio`, `image`, `frames`; `id` may be there, others
-are passed over. `frames` is a folder of pictures, of which the middle one by name counts. Paths are relative to
-the folder and stay inside it; an empty cell says that the sample lacks that modality.
+Its header names the columns: `label` and at least one of `audio`, `image`, `frames`; `id` may be there,
+others are passed over. `frames` is a folder of pictures, of which the middle one by name counts. Paths are
+relative to the folder and stay inside it; an empty cell says that the sample lacks that modality.
 
 Nothing is decoded here. Needs neither numpy nor torch.
 """

@@ -54,6 +54,9 @@ def show(name: Name, url: Url = None, as_json: AsJson = False) -> None:
 def set_(
     name: Name,
     method: Annotated[str | None, typer.Option(help="Adaptation method.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What the method is for, where both have it: retrieve or classify.")
+    ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Method setting; repeatable.")
     ] = None,
@@ -70,6 +73,7 @@ def set_(
     """Set a stream's method or guard, or pin it; a change of the method drops what was learnt."""
     changes: dict[str, Any] = {
         "method": method,
+        "task": task,
         "settings": parse_assignments(setting or []) or None,
         "pinned": pinned,
         "guard": parse_assignments(guard or []) or None,

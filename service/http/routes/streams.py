@@ -66,7 +66,7 @@ async def configure_stream(
             body.settings,
             body.pinned,
             body.guard,
-            **({} if body.task is None else {"task": body.task}),
+            task=body.task,
         ),
     )
 
