@@ -33,7 +33,7 @@ Artefact = Literal["statistics", "fisher"]
 class Answer:
     """A batch's logits [B, C], detached, which nothing changes any more.
 
-    learns: whether an update follows; false where the method found nothing to learn from.
+    learns: whether an update follows; false where there is none, or where it is in the answer already.
     """
 
     logits: Tensor

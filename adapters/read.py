@@ -58,7 +58,7 @@ class READClassifier:
         yield None
         with torch.no_grad():
             answer = _logits(model, state, tokens)
-        yield Answer(answer)
+        yield Answer(answer, learns=False)  # it has learned already
         losses = {"confidence": sure.detach(), "balance": balance.detach()}
         return StepReport(losses=losses, applied=True, finite=finite)
 

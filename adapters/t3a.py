@@ -77,7 +77,7 @@ class T3A:
         output = model.forward(inputs)
         _support(state, output.features, output.logits)
         _prune(state, self._limit, model.label_count)
-        yield Answer(_scores(state, output.features, model.label_count))
+        yield Answer(_scores(state, output.features, model.label_count), learns=False)
         supports = output.features.new_full((), len(state.tensors[_LABELS]))
         finite = torch.isfinite(output.features).all()
         return StepReport(losses={"supports": supports}, applied=True, finite=finite)
