@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.redis_server import RedisServer
 from service.engine import Engine, running_engine
+from service.errors import NotReady, QueueUnreachable
 from service.redis.keys import Keys
 from service.redis.queue import RedisQueue
 from service.settings import Settings
@@ -157,8 +158,6 @@ async def test_a_process_without_a_model_knows_the_classifier(
 async def test_a_worker_with_another_classifier_does_not_join(
     settings: Callable[..., Settings], patient: Engine
 ) -> None:
-    from service.errors import NotReady
-
     with pytest.raises(NotReady, match="classifier"):
         await Engine.start(settings(**TENT), encoder=ToyEncoder(), classifier=ToyClassifier(seed=1))
 
@@ -166,8 +165,6 @@ async def test_a_worker_with_another_classifier_does_not_join(
 async def test_without_redis_the_source_classifier_answers(
     patient: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from service.errors import QueueUnreachable
-
     async def gone(*_: Any, **__: Any) -> None:
         raise QueueUnreachable("gone")
 
