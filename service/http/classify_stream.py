@@ -224,10 +224,17 @@ class LiveStream:
         if self._reading is not None:
             self._reading.reschedule(asyncio.get_running_loop().time())
 
-    async def run(self, lines: AsyncIterator[Line], write: Write, watch: Coroutine[Any, Any, None]) -> None:
+    async def run(
+        self,
+        lines: AsyncIterator[Line],
+        write: Write,
+        watch: Coroutine[Any, Any, None],
+        begin: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Answer every line; returns when the last answer was written.
 
         watch  fetches what the client sends, and raises when it is gone; cancelled at the end
+        begin  done before anything is written, once `watch` runs
 
         Raises:
             ClientDisconnect: the client left or stopped reading. What it had asked is withdrawn.
@@ -237,6 +244,9 @@ class LiveStream:
                 watcher = tasks.create_task(watch)
                 tasks.create_task(self._read(lines, tasks))
                 tasks.create_task(self._ask())
+                if begin is not None:
+                    await asyncio.sleep(0)
+                    await begin()
                 await self._write(write)
                 watcher.cancel()
         except BaseExceptionGroup as group:

@@ -52,14 +52,18 @@ class NdjsonAnswer(Response):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def begin() -> None:
+            """After the first `receive`, which tells clients to go on that asked (100-continue)."""
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+
         async def write(body: Mapping[str, Any]) -> None:
             await send({"type": "http.response.body", "body": _json(body) + b"\n", "more_body": True})
 
         with self._streams.place(), self._streams.running(self._stream):
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             chunks: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+            lines = ndjson_lines(chunks, self._settings)
             try:
-                await self._stream.run(ndjson_lines(chunks, self._settings), write, _body(receive, chunks))
+                await self._stream.run(lines, write, _body(receive, chunks), begin)
             finally:
                 scope.setdefault("attune", {}).update(report(self._stream))
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -40,7 +40,7 @@ class Connection:
         self.reading.set()
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._app(self._scope, self._receive, self._send))
+        self._task = asyncio.create_task(self._run())
         return self
 
     async def __aexit__(
@@ -49,6 +49,9 @@ class Connection:
         if kind is not None:
             self._task.cancel()
         await self.ended()
+
+    async def _run(self) -> None:
+        await self._app(self._scope, self._receive, self._send)
 
     async def _receive(self) -> dict[str, Any]:
         message = await self._to_app.get()

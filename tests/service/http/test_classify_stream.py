@@ -75,6 +75,26 @@ async def test_response_says_what_it_is_and_that_it_ends_the_connection(app: Fas
         client.finish()
 
 
+async def test_body_is_asked_for_before_the_response_begins(app: FastAPI) -> None:
+    """A server says "100 Continue" when the body is asked for, and no longer once the response has begun."""
+    began: list[str] = []
+    async with Ndjson(app) as client:
+        receive, send = client._receive, client._send
+
+        async def noting_receive() -> Any:
+            began.append("receive")
+            return await receive()
+
+        async def noting_send(message: Any) -> None:
+            began.append(message["type"])
+            await send(message)
+
+        client._receive, client._send = noting_receive, noting_send  # type: ignore[method-assign]
+        assert await client.started() == 200
+        client.finish()
+    assert began[:2] == ["receive", "http.response.start"]
+
+
 async def test_order_is_kept_when_a_later_line_is_ready_first(
     app: FastAPI, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
