@@ -36,6 +36,9 @@ from service.worker import Action, Worker
 
 log = structlog.get_logger(__name__)
 
+CALIBRATION_FILE = "calibration.safetensors"
+"""Beside a classifier's weights: what `attune calibrate` measured of it."""
+
 
 class Backend:
     """The models, galleries and streams, and the worker. Making one blocks: it reads the weights."""
@@ -281,11 +284,16 @@ def load_classifier(settings: Settings) -> Classifier | None:
     name = settings.classifier
     if not name:
         return None
+    from adapters.calibration import load_calibration
     from encoders.cav_mae import load_cav_mae
 
     if name == "demo":
         from demo import demo_classifier_path
 
         name = str(demo_classifier_path())
-    classifier: Classifier = load_cav_mae(Path(name), device=settings.device, dtype=settings.dtype)
+    model = load_cav_mae(Path(name), device=settings.device, dtype=settings.dtype)
+    calibration = Path(name) / CALIBRATION_FILE
+    if calibration.is_file():
+        model.calibration = load_calibration(calibration, model)
+    classifier: Classifier = model
     return classifier
