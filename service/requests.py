@@ -207,8 +207,8 @@ def _zero_shot_jobs(
 
 
 def label_digest(labels: Sequence[str], template: str) -> str:
-    """12 hex digits that tell label sets apart; their order counts."""
-    return hashlib.sha256(json.dumps([template, list(labels)]).encode()).hexdigest()[:12]
+    """24 hex digits that tell label sets apart, also where somebody tries that they do not; order counts."""
+    return hashlib.sha256(json.dumps([template, list(labels)]).encode()).hexdigest()[:24]
 
 
 def _check_labels(labels: Sequence[str], template: str) -> None:

@@ -53,12 +53,17 @@ Action = Callable[[ControlJob], Any]
 
 @dataclass
 class _Task:
-    """Work that the loop advances. `jobs` are those that wait for it."""
+    """Work that the loop advances.
+
+    jobs       those that wait for it
+    preparing  whether they cannot even be answered before it has gone further
+    """
 
     slices: Generator[None, None, None]
     stream: str | None
     jobs: list[Job] = field(default_factory=list)
     trace: Mapping[str, str] = field(default_factory=dict)
+    preparing: bool = False
 
 
 class Worker:
@@ -156,10 +161,15 @@ class Worker:
             return self._foreground is None or not (
                 job.items or job.action in _SLICED or self._foreground.stream == stream is not None
             )
-        if job.mode != "sync":
-            return True
+        if job.mode != "sync" and not self._batches.takes_long(job):
+            return not self._is_preparing(stream)
         background_stream = None if self._background is None else self._background.stream
-        return self._foreground is None and background_stream != stream
+        return self._foreground is None and (job.mode != "sync" or background_stream != stream)
+
+    def _is_preparing(self, stream: str | None) -> bool:
+        """Whether earlier queries of the stream are still to be answered: later ones do not overtake them."""
+        task = self._foreground
+        return task is not None and task.preparing and stream is not None and task.stream == stream
 
     def _idle_for_s(self) -> float:
         if self._streams.saving:
@@ -261,14 +271,37 @@ class Worker:
     # -- queries ------------------------------------------------------------------------------------
 
     def _answer(self, jobs: Sequence[QueryJob]) -> None:
-        """Answer a batch: by the source model, by the stream's state, or by what is learned from it first."""
         first = jobs[0]
+        preparing = self._batches.takes_long(first)
         taken = Taken(jobs, self._batches.of(jobs), time.monotonic())
-        batch = taken.batch
-        self._metrics.observe_batch(batch.size)
+        self._metrics.observe_batch(taken.batch.size)
+        if preparing:
+            slices: Generator[None, None, None] | None = self._prepare_and_answer(taken)
+        else:
+            slices = self._answer_prepared(taken)
+        if slices is not None:
+            self._foreground = _Task(slices, stream_of(first), list(jobs), first.trace, preparing)
+
+    def _prepare_and_answer(self, taken: Taken) -> Generator[None, None, None]:
+        yield from taken.batch.prepare()
+        assert self._foreground is not None  # it is this task
+        self._foreground.preparing = False
+        slices = self._answer_prepared(taken)
+        if slices is not None:
+            yield from slices
+
+    def _answer_prepared(self, taken: Taken) -> Generator[None, None, None] | None:
+        """Answer a batch: by the source model, by the stream's state, or by what is learned from it first.
+
+        The last takes slices, which are returned.
+        """
+        jobs, batch = taken.jobs, taken.batch
+        first = jobs[0]
+        for _ in batch.prepare():
+            """Done, or so little that it is done at once."""
         if batch.source_because or first.mode == "off":
             self._answer_frozen(taken)
-            return
+            return None
         stream = self._streams.find_or_create(first.key.stream)
         track = self._streams.track(stream, first.key)
         self._gatherings.watch(stream)
@@ -279,10 +312,10 @@ class Worker:
         elif any(job.id in track.state.applied_batches for job in jobs):
             self._answer_without_learning(taken, stream, track, reason="learned from before")
         elif first.mode == "sync":
-            slices = _kept(stream, self._adapt_and_answer(taken, stream, track))
-            self._foreground = _Task(slices, stream.name, list(jobs), first.trace)
+            return _kept(stream, self._adapt_and_answer(taken, stream, track))
         else:
             self._answer_and_gather(taken, stream, track)
+        return None
 
     def _sheds(self, taken: Taken) -> bool:
         """Whether a synchronous batch goes without adapting, because many wait or it has waited long."""
@@ -392,6 +425,7 @@ class Worker:
         stream, track = gathered.stream, gathered.track
         try:
             batch = self._batches.gathered(gathered)
+            yield from batch.prepare()
             outcome = yield from batch.adapt(track, stream.chosen(track).method, batch_id=gathered.id)
         except Exception:
             if self._still_there(stream, track):

@@ -17,8 +17,8 @@ OnAnswer = Callable[[EarlyAnswer[Any]], None]
 class Batch(Protocol):
     """Queries that go through a model together.
 
-    What answers them (`answered`) is of the batch's own type: the worker only hands it back. Each of the
-    three functions may be called once or never; `times` adds up what they take.
+    What answers them (`answered`) is of the batch's own type: the worker only hands it back. `prepare` is
+    run to its end first, each of the other functions is called once or never; `times` adds up what they take.
     """
 
     times: StageTimes
@@ -34,6 +34,9 @@ class Batch(Protocol):
     @property
     def unlearned_because(self) -> str:
         """Why a stream's state answers but cannot learn from these queries; empty: it can."""
+
+    def prepare(self) -> Generator[None, None, None]:
+        """What has to be there before the batch can be answered, in slices between which others are."""
 
     def answer(self, method: Any, state: AdaptationState | None) -> Any:
         """By a stream's current state, or by the source model (both None). Changes nothing."""
@@ -53,6 +56,11 @@ class Batch(Protocol):
         self, jobs: Sequence[Any], answered: Any, adaptation: Adaptation, timings: Sequence[Timings]
     ) -> list[Any]:
         """What each job is answered with. `jobs` are the batch's, in order."""
+
+
+def nothing() -> Generator[None, None, None]:
+    """The slices of a batch that needs no preparation."""
+    yield from ()
 
 
 def rows_of(jobs: Sequence[QueryJob]) -> list[slice]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from adapters.classification import ClassifyMethod, Inputs
 from adapters.state import AdaptationState
 from service import classification
-from service.batches.base import OnAnswer, given
+from service.batches.base import OnAnswer, given, nothing
 from service.batches.scores import classified
 from service.messages import Adaptation, ClassifyJob, Sample, Timings
 from service.pipeline import Outcome, StageTimes
@@ -42,6 +42,9 @@ class ClassifierBatch:
     def unlearned_because(self) -> str:
         """Methods compare modalities, and what the model makes of one alone is another path."""
         return f"the samples lack {' and '.join(self.missing)}" if self.missing else ""
+
+    def prepare(self) -> Generator[None, None, None]:
+        return nothing()
 
     def answer(self, method: ClassifyMethod | None, state: AdaptationState | None) -> Tensor:
         return classification.answer(

@@ -51,21 +51,30 @@ class LabelSides:
         self._batch_size = batch_size
         self._sides: OrderedDict[tuple[str, tuple[str, ...]], LabelSide] = OrderedDict()
 
-    def side(self, template: str, labels: Sequence[str]) -> LabelSide:
+    def holds(self, template: str, labels: Sequence[str]) -> bool:
+        return (template, tuple(labels)) in self._sides
+
+    def encode(self, template: str, labels: Sequence[str]) -> Generator[None, None, LabelSide]:
+        """In slices of a batch, because there may be many labels; at once where they are held."""
         key = (template, tuple(labels))
-        if key not in self._sides:
-            self._sides[key] = LabelSide(self._encoded([sentence(template, label) for label in labels]))
+        side = self._sides.get(key)
+        if side is None:
+            side = LabelSide((yield from self._encoded([sentence(template, label) for label in labels])))
+        self._sides[key] = side
         self._sides.move_to_end(key)
         while len(self._sides) > _KEPT_SETS:
             self._sides.popitem(last=False)
-        return self._sides[key]
+        return side
 
-    @torch.no_grad()
-    def _encoded(self, sentences: Sequence[str]) -> Tensor:
+    def _encoded(self, sentences: Sequence[str]) -> Generator[None, None, Tensor]:
         tower = self._encoder.towers["text"]
-        size = self._batch_size
-        parts = [sentences[start : start + size] for start in range(0, len(sentences), size)]
-        return torch.cat([tower.encode(tower.prepare(part)) for part in parts])
+        parts: list[Tensor] = []
+        for start in range(0, len(sentences), self._batch_size):
+            if parts:
+                yield
+            with torch.no_grad():
+                parts.append(tower.encode(tower.prepare(sentences[start : start + self._batch_size])))
+        return torch.cat(parts)
 
 
 def sentence(template: str, label: str) -> str:
@@ -84,16 +93,33 @@ class LabelBatch:
         self.source_because = ""
         self.unlearned_because = ""
         self._labels: tuple[str, ...] = given(first.labels)
-        self._temperature = encoder.temperature
-        self._size = len(samples)
-        started = time.perf_counter()
-        side = sides.side(first.template, self._labels)
-        self.times.encode_ms += (time.perf_counter() - started) * 1e3
-        self._dual = DualQueries(encoder, samples, side, len(self._labels), self.times)
+        self._template = first.template
+        self._encoder = encoder
+        self._sides = sides
+        self._samples = samples
+        self._side: LabelSide | None = None
 
     @property
     def size(self) -> int:
-        return self._size
+        return len(self._samples)
+
+    def prepare(self) -> Generator[None, None, None]:
+        if self._side is not None:
+            return
+        slices = self._sides.encode(self._template, self._labels)
+        while self._side is None:
+            started = time.perf_counter()
+            try:
+                next(slices)
+            except StopIteration as ended:
+                self._side = ended.value
+            self.times.encode_ms += (time.perf_counter() - started) * 1e3
+            if self._side is None:
+                yield
+
+    @property
+    def _dual(self) -> DualQueries:
+        return DualQueries(self._encoder, self._samples, given(self._side), len(self._labels), self.times)
 
     def answer(self, method: Method | None, state: AdaptationState | None) -> Ranked:
         return self._dual.answer(method, state)
@@ -125,5 +151,5 @@ class LabelBatch:
         ranking = answered.ranking
         scores = np.empty_like(ranking.scores)
         np.put_along_axis(scores, ranking.positions, ranking.scores, axis=1)  # into the labels' order
-        logits = torch.from_numpy(scores) / self._temperature
+        logits = torch.from_numpy(scores) / self._encoder.temperature
         return list(classified(jobs, logits, self._labels, (), adaptation, timings))

@@ -34,7 +34,14 @@ class Batches:
         self._galleries = galleries
         self._canaries = canaries
         self._classifier = classifier
+        self._batch_size = batch_size
         self._sides = LabelSides(encoder, batch_size=batch_size)
+
+    def takes_long(self, job: QueryJob) -> bool:
+        """Whether much has to be encoded before the job itself can be answered."""
+        if not isinstance(job, ClassifyJob) or job.labels is None:
+            return False
+        return len(job.labels) > self._batch_size and not self._sides.holds(job.template, job.labels)
 
     def of(self, jobs: Sequence[QueryJob]) -> Batch:
         """Jobs of one batch group. Raises what the gallery raises, NotFound (`no_classifier`)."""

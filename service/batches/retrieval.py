@@ -14,7 +14,7 @@ from adapters.base import Method
 from adapters.state import AdaptationState
 from encoders.base import Encoder
 from index.gallery import Gallery
-from service.batches.base import OnAnswer, given, rows_of
+from service.batches.base import OnAnswer, given, nothing, rows_of
 from service.batches.dual import DualQueries
 from service.canaries import CanaryStore
 from service.gallery_side import GallerySide, to_numpy
@@ -65,6 +65,9 @@ class RetrievalBatch:
         if self._first.mode != "off" and not self._gallery.count(self._target):
             return f"the gallery has no {self._target} vectors"
         return ""
+
+    def prepare(self) -> Generator[None, None, None]:
+        return nothing()
 
     def answer(self, method: Method | None, state: AdaptationState | None) -> Ranked:
         if self._first.kind == "embedding":

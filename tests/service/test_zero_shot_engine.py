@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 import torch
 
-from service.batches.labels import LabelSides, sentence
+from service.batches.labels import LabelSide, LabelSides, sentence
 from service.engine import Engine, running_engine
 from service.errors import BadRequest, Conflict, ServiceError
 from service.messages import ClassifyAnswer, ClassifyRequest, Sample
@@ -59,7 +60,7 @@ def expected(
 
 def gallery(labels: Any = LABELS, template: str = TEMPLATE) -> str:
     digest = hashlib.sha256(json.dumps([template, list(labels)]).encode()).hexdigest()
-    return f"labels:{digest[:12]}"
+    return f"labels:{digest[:24]}"
 
 
 async def test_probabilities_are_a_softmax_over_all_labels(engine: Engine) -> None:
@@ -178,14 +179,59 @@ def test_a_template_cannot_reach_into_objects() -> None:
     assert sentence("{0.__class__} {} {}", "cat") == "{0.__class__} cat cat"
 
 
+def encoded(sides: LabelSides, labels: Any) -> LabelSide:
+    slices = sides.encode("{}", labels)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as ended:
+            return ended.value
+
+
 def test_label_texts_are_encoded_once_and_the_longest_unused_leave() -> None:
     encoder = ToyEncoder()
     tower = encoder.towers["text"]
     sides = LabelSides(encoder, batch_size=2)  # type: ignore[arg-type]
-    first = sides.side("{}", LABELS)
+    first = encoded(sides, LABELS)
     assert tower.forwards == 3
-    assert sides.side("{}", list(LABELS)) is first
+    assert sides.holds("{}", LABELS)
+    assert encoded(sides, list(LABELS)) is first
     for number in range(32):
-        sides.side("{}", (words(number),))
+        encoded(sides, (words(number),))
     assert tower.forwards == 35
-    assert sides.side("{}", LABELS) is not first
+    assert not sides.holds("{}", LABELS)
+    assert encoded(sides, LABELS) is not first
+
+
+async def test_while_many_labels_are_encoded_others_are_answered_and_none_of_the_stream_overtakes(
+    settings: Callable[..., Settings],
+) -> None:
+    encoder, gate, order = ToyEncoder(), threading.Semaphore(0), list[str]()
+    tower, many = encoder.towers["text"], tuple(f"label {words(n)} {n}" for n in range(40))
+    encode = tower.encode
+
+    def gated(*arguments: Any) -> torch.Tensor:
+        assert gate.acquire(timeout=30)
+        return encode(*arguments)
+
+    async with running_engine(settings(), encoder=encoder) as engine:
+        await classify(engine, pictures(1), adapt="off")  # these labels are held now
+        tower.encode = gated  # type: ignore[method-assign]
+
+        async def ask(name: str, **about: Any) -> None:
+            await classify(engine, pictures(2), **about)
+            order.append(name)
+
+        big = asyncio.create_task(ask("big", stream="s", adapt="async", labels=many))
+        await asyncio.sleep(0)
+        later = asyncio.create_task(ask("later", stream="s", adapt="async"))
+        other = asyncio.create_task(ask("other", stream="t", adapt="async"))
+        while engine._submitter.depth() < 4:  # both wait, behind the first slice
+            await asyncio.sleep(0.001)
+        gate.release()  # one slice of three
+        await asyncio.wait_for(other, 30)
+        assert order == ["other"]
+        gate.release(2)
+        await asyncio.wait_for(asyncio.gather(big, later), 30)
+        assert order == ["other", "big", "later"]
+        assert await asyncio.wait_for(classify(engine, pictures(3), stream="s", labels=many), 30)
