@@ -15,6 +15,17 @@ _SHARED: list[structlog.typing.Processor] = [
 ]
 
 
+class _OurOwnLine(logging.Filter):
+    """Drops uvicorn's lines about WebSockets: they repeat the URL with its labels, and we write our own."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = str(record.msg)
+        return '"WebSocket ' not in text and not text.startswith("connection ")
+
+
+_our_own_line = _OurOwnLine()
+
+
 def configure(level: str) -> None:
     """Send structlog and the standard library's loggers to stderr, from `level` up. Once, in a server."""
     structlog.configure(
@@ -41,5 +52,6 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.getLogger("uvicorn.error").addFilter(_our_own_line)
     for chatty in ("httpx", "httpcore", "PIL", "urllib3", "filelock", "faiss"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
