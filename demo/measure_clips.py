@@ -1,6 +1,6 @@
 """Measure the demo's classifier on unseen clips, clean and shifted: the figures of its model card.
 
-    python -m demo.measure_clips [--weights DIR] [--count 1024] [--method source ...] [--json FILE]
+    python -m demo.measure_clips [--weights DIR] [--count 640] [--method source ...] [--json FILE]
 
 A shift falls on the sound before its filter bank, on the frame, or on both. Every shift is a stream of its
 own, in batches of 64, answered in order by a method that starts from the source state (the online protocol).
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m demo.measure_clips", description="Measure the demo's classifier."
     )
     parser.add_argument("--weights", type=Path, default=None, help="folder of the model; default: the demo's")
-    parser.add_argument("--count", type=int, default=1024, help="number of clips")
+    parser.add_argument("--count", type=int, default=640, help="number of clips")
     parser.add_argument("--method", action="append", choices=tuple(CLASSIFY_METHODS), help="may be repeated")
     parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
     given = parser.parse_args(arguments)

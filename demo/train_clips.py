@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from demo.clips import FRAME_SIZE, LABELS, SAMPLE_RATE, SPLITS, make_clip
 from demo.measure_clips import Samples, accuracy, measure, prepared, table
 from encoders.audio import AudioSpec, fbank
 from encoders.audiovisual import AVInputs, Norms
-from encoders.cav_mae import CavMae, CavMaeConfig, fresh_weights, save_cav_mae
+from encoders.cav_mae import CavMae, CavMaeConfig, fresh_weights, load_cav_mae, save_cav_mae
 from encoders.preprocessing import ImageSpec
 
 __all__ = ["Recipe", "Samples", "accuracy", "calibrate", "clip_samples", "main", "train"]
@@ -47,11 +48,17 @@ REPORT_STEPS = 200
 STATISTICS_SAMPLES = 32
 FISHER_SAMPLES = 2000
 FISHER_BATCH = 64
+PROMPTS = 10  # as many as BriMPR puts before the tokens of a block
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. `alone_weight` and `contrast_weight` weigh the losses beside that of whole samples."""
+    """How to train. `alone_weight` and `contrast_weight` weigh the losses beside that of whole samples.
+
+    prompts  tokens that precede those of every tower block in every second step, random and next to zero:
+             prompts before they have learned anything. A large model hardly notices ten of them, one with a
+             few dozen tokens has to be told.
+    """
 
     steps: int = 2000
     batch: int = 64
@@ -60,6 +67,8 @@ class Recipe:
     alone_weight: float = 0.3
     contrast_weight: float = 0.1
     contrast_temperature: float = 0.1
+    prompts: int = 0
+    prompt_range: float = 1e-4
     shift_frames: int = 4
     shift_pixels: int = 3
     seed: int = 0
@@ -72,11 +81,13 @@ class Recipe:
 class Trainer:
     """What one update needs: the model as a function, its weights as leaves, and their optimiser."""
 
-    def __init__(self, config: CavMaeConfig, recipe: Recipe) -> None:
-        first = fresh_weights(config, recipe.seed)
+    def __init__(
+        self, config: CavMaeConfig, recipe: Recipe, start: Mapping[str, Tensor] | None = None
+    ) -> None:
+        first = fresh_weights(config, recipe.seed) if start is None else start
         self.recipe = recipe
         self.function = CavMae(config, first)
-        self.weights = {name: value.clone().requires_grad_() for name, value in first.items()}
+        self.weights = {name: value.detach().clone().requires_grad_() for name, value in first.items()}
         decayed = [value for value in self.weights.values() if value.ndim in (2, 4)]
         free = [value for value in self.weights.values() if value.ndim not in (2, 4)]  # norms, biases, places
         groups = [
@@ -93,7 +104,7 @@ class Trainer:
         rng = np.random.default_rng((self.recipe.seed, number))
         samples = lightly_changed(samples, rng, self.recipe)
         inputs = self.function.prepare(list(samples.fbanks.astype(np.float32)), list(samples.frames))
-        loss = self._loss(inputs, torch.from_numpy(samples.labels))
+        loss = self._loss(inputs, torch.from_numpy(samples.labels), self._prompts(number, rng))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(self.weights.values()), 1.0)
@@ -101,11 +112,19 @@ class Trainer:
         self.schedule.step()
         return loss.item()
 
-    def _loss(self, inputs: AVInputs, labels: Tensor) -> Tensor:
+    def _prompts(self, number: int, rng: np.random.Generator) -> Tensor | None:
+        """Prompts [2, L, P, D] of both towers in every second step, None in the others."""
+        config, count, reach = self.function.config, self.recipe.prompts, self.recipe.prompt_range
+        if not count or number % 2:
+            return None
+        drawn = rng.uniform(-reach, reach, (2, config.depth, count, config.width))
+        return torch.from_numpy(drawn.astype(np.float32))
+
+    def _loss(self, inputs: AVInputs, labels: Tensor, prompts: Tensor | None = None) -> Tensor:
         half, recipe = max(1, len(labels) // 2), self.recipe
         # The fused attention's backward pass takes three times as long as the plain one's in bf16 on a CPU.
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            both, audio, video = self._pooled(inputs, half)
+            both, audio, video = self._pooled(inputs, half, prompts)
         losses = functional.cross_entropy(self._logits(both), labels)
         for alone in (audio, video):
             losses = losses + recipe.alone_weight * functional.cross_entropy(
@@ -113,11 +132,17 @@ class Trainer:
             )
         return losses + recipe.contrast_weight * contrast(audio, video, recipe.contrast_temperature)
 
-    def _pooled(self, inputs: AVInputs, half: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _pooled(self, inputs: AVInputs, half: int, prompts: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """What the head reads: of whole samples [B, D]; of the first `half` ones by sound, and by picture."""
         embedded = self.function.embed(inputs, self.weights)
         audio, video = (
-            self.function.tower(name, embedded[name], values=self.weights).tokens for name in embedded
+            self.function.tower(
+                name,
+                embedded[name],
+                values=self.weights,
+                prompts=None if prompts is None else prompts[number],
+            ).tokens
+            for number, name in enumerate(embedded)
         )
         segments: list[tuple[Tensor, Norms]] = [
             (torch.cat([audio, video], dim=1), "plain"),
@@ -158,19 +183,21 @@ def train(
     data: Samples,
     recipe: Recipe | None = None,
     *,
+    start: Mapping[str, Tensor] | None = None,
     held_out: Samples | None = None,
     folder: Path | None = None,
     resume: bool = False,
 ) -> CavMae:
-    """Train a model of `config` on `data` from random weights, and return it frozen.
+    """Train a model of `config` on `data` and return it frozen.
 
+    start     weights to begin with; random ones otherwise
     held_out  samples whose accuracy is printed now and then
     folder    where a checkpoint is kept while the training runs; `resume` goes on from it when it is there
 
     Raises: ValueError when there are fewer samples than one batch holds.
     """
     recipe = recipe or Recipe()
-    trainer = Trainer(config, recipe)
+    trainer = Trainer(config, recipe, start)
     checkpoint = None if folder is None else folder / CHECKPOINT
     first = trainer.load(checkpoint) if resume and checkpoint is not None and checkpoint.exists() else 0
     begin = time.monotonic()
@@ -286,6 +313,31 @@ def clip_config(data: Samples) -> CavMaeConfig:
     return CavMaeConfig(LABELS, width=96, heads=3, depth=4, patch=16, audio=spec, image=image)
 
 
+def last_stage(recipe: Recipe) -> Recipe:
+    """A quarter of the steps more, at a third of the rate, half of them with prompts."""
+    rate = recipe.learning_rate / 3
+    return replace(recipe, steps=max(1, recipe.steps // 4), learning_rate=rate, prompts=PROMPTS)
+
+
+def train_in_stages(
+    data: Samples, recipe: Recipe, *, held_out: Samples | None, out: Path, resume: bool
+) -> CavMae:
+    """The demo's model in its two stages; `resume` takes up what an interrupted run left in `out`."""
+    first = out / "first-stage"
+    if resume and (first / "model.safetensors").exists():
+        model = load_cav_mae(first, device="cpu")
+    else:
+        config = clip_config(data)
+        model = train(config, data, recipe, held_out=held_out, folder=first, resume=resume)
+        save_cav_mae(model.config, model.weights, first)
+    last = last_stage(recipe)
+    trained = train(
+        model.config, data, last, start=model.weights, held_out=held_out, folder=out, resume=resume
+    )
+    shutil.rmtree(first)
+    return trained
+
+
 CARD = """\
 ---
 license: apache-2.0
@@ -330,6 +382,8 @@ noise vary by seed; splits have seeds of their own.
 - Cross entropy of whole clips.
 - For half of each batch also that of the sound alone and of the frame alone, weight {alone_weight:g}, and a
   contrastive loss between the two as in CAV-MAE's pre-training, weight {contrast_weight:g}.
+- {last_steps:,} steps more at a third of the rate, every second one with {last_prompts} untrained prompts
+  before the tokens of each tower block: among so few tokens they would disturb a model that never saw any.
 - Spectrograms shift by up to {shift_frames} frames, pictures by up to {shift_pixels} pixels; nothing else
   is changed.
 
@@ -351,13 +405,14 @@ Weights and data: Apache-2.0, as the project.
 """
 
 
-def card(model: CavMae, recipe: Recipe, clips: int, minutes: float, *, measured: int = 1024) -> str:
+def card(model: CavMae, recipe: Recipe, clips: int, minutes: float, *, measured: int = 640) -> str:
     """The model card, with figures measured now. The model has its calibration."""
     config, calibration = model.config, model.calibration
     parameters = sum(value.numel() for value in model.weights.values())
     methods = ("source", "brimpr")
     facts = {
         **asdict(recipe),
+        **{f"last_{name}": value for name, value in asdict(last_stage(recipe)).items()},
         **{name: getattr(config, name) for name in ("width", "heads", "depth", "joint_depth", "patch")},
         **calibration.about,
         "frames": config.audio.frames,
@@ -401,7 +456,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = cached_clips("train", given.train_clips, given.cache)
     dev = cached_clips("dev", 480, given.cache)
     begin = time.monotonic()
-    model = train(clip_config(data), data, recipe, held_out=dev, folder=given.out, resume=given.resume)
+    model = train_in_stages(data, recipe, held_out=dev, out=given.out, resume=given.resume)
     minutes = (time.monotonic() - begin) / 60
     save_cav_mae(model.config, model.weights, given.out)
     model.calibration = calibrate(model, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from demo.train_clips import (
     train,
 )
 from encoders.audio import AudioSpec, fbank
-from encoders.cav_mae import CavMaeConfig
+from encoders.cav_mae import CavMae, CavMaeConfig
 from encoders.preprocessing import ImageSpec
 
 CLASSES = 3
@@ -131,6 +132,47 @@ def test_interrupted_training_goes_on_from_its_checkpoint(
     assert not (tmp_path / "checkpoint.pt").exists()
     whole = train(tiny_config(), few, recipe)
     assert all(torch.allclose(value, resumed.weights[name]) for name, value in whole.weights.items())
+
+
+def test_every_second_step_has_prompts_next_to_zero(few: Samples) -> None:
+    trainer = train_clips.Trainer(tiny_config(), Recipe(steps=4, batch=24, prompts=3, prompt_range=0.01))
+    rng = np.random.default_rng(0)
+    prompts = trainer._prompts(0, rng)
+    assert prompts is not None
+    assert prompts.shape == (2, 2, 3, 16)
+    assert 0.005 < prompts.abs().max().item() <= 0.01
+    assert trainer._prompts(1, rng) is None
+    assert train_clips.Trainer(tiny_config(), QUICK)._prompts(0, rng) is None
+    assert math.isfinite(trainer.step(0, few))
+
+
+def test_training_from_given_weights_begins_with_them(few: Samples) -> None:
+    """A rate of next to nothing leaves them as they are."""
+    first = train(tiny_config(), few, QUICK)
+    again = train(tiny_config(), few, Recipe(steps=1, batch=24, learning_rate=1e-12), start=first.weights)
+    assert all(torch.allclose(value, again.weights[name]) for name, value in first.weights.items())
+
+
+def test_last_stage_is_taken_up_from_what_the_first_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = clip_samples(4, 0, workers=1)
+    stages: list[tuple[int, float, bool]] = []
+    plain = train_clips.train
+
+    def told(config: CavMaeConfig, data: Samples, recipe: Recipe, **others: Any) -> CavMae:
+        stages.append((recipe.steps, recipe.learning_rate, others.get("start") is not None))
+        if len(stages) == 2:
+            raise KeyboardInterrupt
+        return plain(config, data, recipe, **others)
+
+    monkeypatch.setattr(train_clips, "train", told)
+    recipe = Recipe(steps=4, batch=4, learning_rate=3e-3)
+    with pytest.raises(KeyboardInterrupt):
+        train_clips.train_in_stages(data, recipe, held_out=None, out=tmp_path, resume=False)
+    train_clips.train_in_stages(data, recipe, held_out=None, out=tmp_path, resume=True)
+    assert stages == [(4, 3e-3, False), (1, 1e-3, True), (1, 1e-3, True)]
+    assert not list(tmp_path.iterdir())
 
 
 def test_batches_go_through_every_sample_and_continue_after_a_resume() -> None:
