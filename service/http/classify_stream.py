@@ -127,17 +127,17 @@ class OpenStreams:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._open: set[LiveStream] = set()
+        self._stops: set[Callable[[], None]] = set()
         self._held = 0
-        self._closing = False
+        self.closing = False
         self._empty = asyncio.Event()
         self._empty.set()
 
     @contextmanager
     def place(self) -> Iterator[None]:
         """Raises TooManyConnections, NotReady."""
-        if self._closing:
-            raise _shutting_down()
+        if self.closing:
+            raise shutting_down()
         if self._held >= self._most:
             raise TooManyConnections(self._most)
         self._held += 1
@@ -150,14 +150,15 @@ class OpenStreams:
                 self._empty.set()
 
     @contextmanager
-    def running(self, stream: LiveStream) -> Iterator[None]:
-        self._open.add(stream)
-        if self._closing:
-            stream.stop()
+    def stopped_by(self, stop: Callable[[], None]) -> Iterator[None]:
+        """Call `stop` if the shutdown comes meanwhile."""
+        self._stops.add(stop)
+        if self.closing:
+            stop()
         try:
             yield
         finally:
-            self._open.discard(stream)
+            self._stops.discard(stop)
 
     @property
     def count(self) -> int:
@@ -165,9 +166,9 @@ class OpenStreams:
 
     async def close(self, grace_s: float) -> None:
         """Let every stream answer what it has read, say that it ends, and end; wait for them so long."""
-        self._closing = True
-        for stream in list(self._open):
-            stream.stop()
+        self.closing = True
+        for stop in list(self._stops):
+            stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._empty.wait()
@@ -222,7 +223,7 @@ class LiveStream:
         """Read no more, because the server shuts down; what was read is still answered."""
         self._stopped = True
         if self._reading is not None:
-            self._reading.reschedule(asyncio.get_running_loop().time())
+            end_now(self._reading)
 
     async def run(
         self,
@@ -266,9 +267,10 @@ class LiveStream:
                     await self._window.acquire()
                     await self._take(line, tasks)
         except TimeoutError:
-            self._last_word = _shutting_down()
+            self._last_word = shutting_down()
         except StreamEnds as end:
             self._last_word = end.error
+        self._reading = None
         self._to_ask.put_nowait(None)
         self._to_write.put_nowait(None)
 
@@ -285,7 +287,7 @@ class LiveStream:
         except ServiceError as error:
             place.fail(self._failure(error))
         except asyncio.CancelledError:
-            place.fail(self._failure(_shutting_down()))
+            place.fail(self._failure(shutting_down()))
             raise
         else:
             tasks.create_task(self._decode(place, line.data))
@@ -494,7 +496,13 @@ def _is_end(data: bytes | str) -> bool:
         return False
 
 
-def _shutting_down() -> NotReady:
+def end_now(waiting: asyncio.Timeout) -> None:
+    """Let a wait that has no end, or a later one, end now with TimeoutError."""
+    if not waiting.expired():
+        waiting.reschedule(asyncio.get_running_loop().time())
+
+
+def shutting_down() -> NotReady:
     return NotReady("the server is shutting down; come back and go on with the next line")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,7 +22,9 @@ from service.http.classify_stream import (
     LiveStream,
     OpenStreams,
     StreamEnds,
+    end_now,
     line_too_long,
+    shutting_down,
 )
 from service.http.errors import Refusal, invalid
 from service.settings import Settings
@@ -59,7 +62,7 @@ class NdjsonAnswer(Response):
         async def write(body: Mapping[str, Any]) -> None:
             await send({"type": "http.response.body", "body": _json(body) + b"\n", "more_body": True})
 
-        with self._streams.place(), self._streams.running(self._stream):
+        with self._streams.place(), self._streams.stopped_by(self._stream.stop):
             chunks: asyncio.Queue[bytes | None] = asyncio.Queue(1)
             lines = ndjson_lines(chunks, self._settings)
             try:
@@ -140,17 +143,21 @@ class Socket:
         self._messages: asyncio.Queue[str | bytes] = asyncio.Queue(1)
         self._index = 0
 
-    async def first(self, limit_s: float) -> tuple[FirstMessage, Line | None]:
+    async def first(self, limit_s: float, streams: OpenStreams) -> tuple[FirstMessage, Line | None]:
         """What it begins with, and the line that the first message was if it began with none.
 
         Raises:
             Refusal: options or key that are none, or nothing at all in time.
+            NotReady: the server shuts down.
             ClientDisconnect: it left.
         """
         try:
-            async with asyncio.timeout(limit_s):
-                message = await _message(self._websocket)
+            async with asyncio.timeout(limit_s) as waiting:
+                with streams.stopped_by(partial(end_now, waiting)):
+                    message = await _message(self._websocket)
         except TimeoutError:
+            if streams.closing:
+                raise shutting_down() from None
             raise TooSlow(f"no message came within {limit_s:g} s", limit_s) from None
         if isinstance(message, str):
             try:

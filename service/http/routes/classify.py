@@ -113,16 +113,15 @@ async def classify_live(websocket: WebSocket) -> None:
 
 async def _serve(websocket: WebSocket, socket: Socket, settings: Settings, key: str | None) -> None:
     keyless = bool(settings.api_keys) and key is None
-    first, line = await socket.first(
-        min(KEY_WITHIN_S, settings.classify_idle_timeout_s) if keyless else settings.classify_idle_timeout_s
-    )
+    idle_s = settings.classify_idle_timeout_s
+    first, line = await socket.first(min(KEY_WITHIN_S, idle_s) if keyless else idle_s, _streams(websocket))
     caller = caller_of(websocket, settings, key if key is not None else first.key)
     options = _options(websocket, first, settings)
     note(websocket, stream=options.stream)
     state = websocket.app.state
     served = Served(settings, engine_of(websocket), state.decoders, state.limits, caller, carrier(websocket))
     stream = LiveStream(options, served)
-    with _streams(websocket).running(stream):
+    with _streams(websocket).stopped_by(stream.stop):
         try:
             await stream.run(socket.lines(line), socket.write, socket.watch())
         finally:

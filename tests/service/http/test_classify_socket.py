@@ -141,6 +141,14 @@ async def test_shutdown_is_told_and_closes_with_going_away(app: FastAPI) -> None
         assert (status, error["code"]) == (503, "not_ready")
 
 
+async def test_socket_that_has_said_nothing_yet_is_told_of_the_shutdown_too(app: FastAPI) -> None:
+    async with Socket(app) as client:
+        await client.accepted()
+        await app.state.live_streams.close(20)
+        assert (await client.line())["error"]["code"] == "not_ready"
+        assert await client.line() == {"close": 1001, "reason": "not_ready"}
+
+
 @pytest.mark.parametrize("settings", [Settings(classify_connections=1)])
 async def test_sockets_are_limited(app: FastAPI) -> None:
     async with Socket(app) as one:

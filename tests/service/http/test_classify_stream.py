@@ -477,6 +477,27 @@ async def test_shutdown_answers_what_was_read_and_says_so(app: FastAPI, engine: 
         assert await late.started() == 503
 
 
+async def test_shutdown_after_the_last_line_only_answers_it(app: FastAPI, engine: FakeEngine) -> None:
+    engine.waits = asyncio.Event()
+    async with Ndjson(app) as client:
+        client.send(PICTURE)
+        client.finish()
+        await until(lambda: engine.classified and client.taken == 2)
+        closings = [asyncio.create_task(app.state.live_streams.close(20)) for _ in range(2)]
+        await asyncio.sleep(0)
+        engine.waits.set()
+        assert codes(await client.rest()) == [""]
+        await asyncio.gather(*closings)
+
+
+async def test_shutdown_may_come_twice(app: FastAPI, engine: FakeEngine) -> None:
+    async with Ndjson(app) as client:
+        client.send(PICTURE)
+        assert codes([await client.line()]) == [""]
+        await asyncio.gather(*(app.state.live_streams.close(20) for _ in range(2)))
+        assert codes(await client.rest()) == ["not_ready"]
+
+
 @pytest.mark.parametrize("settings", [Settings(classify_connections=1)])
 async def test_connections_are_limited(app: FastAPI, http: httpx.AsyncClient) -> None:
     async with Ndjson(app) as one:
