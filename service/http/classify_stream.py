@@ -128,25 +128,28 @@ class OpenStreams:
     def __init__(self, most: int) -> None:
         self._most = most
         self._stops: set[Callable[[], None]] = set()
-        self._held = 0
+        self._held = {True: 0, False: 0}
         self.closing = False
         self._empty = asyncio.Event()
         self._empty.set()
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Raises TooManyConnections, NotReady."""
+    def place(self, *, proved: bool = True) -> Iterator[None]:
+        """Those that have yet to prove that they may (`proved` False) take no places from those that may.
+
+        Raises TooManyConnections, NotReady.
+        """
         if self.closing:
             raise shutting_down()
-        if self._held >= self._most:
+        if self._held[proved] >= self._most:
             raise TooManyConnections(self._most)
-        self._held += 1
+        self._held[proved] += 1
         self._empty.clear()
         try:
             yield
         finally:
-            self._held -= 1
-            if not self._held:
+            self._held[proved] -= 1
+            if not self.count:
                 self._empty.set()
 
     @contextmanager
@@ -162,7 +165,7 @@ class OpenStreams:
 
     @property
     def count(self) -> int:
-        return self._held
+        return sum(self._held.values())
 
     async def close(self, grace_s: float) -> None:
         """Let every stream answer what it has read, say that it ends, and end; wait for them so long."""

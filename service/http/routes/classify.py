@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import cast
 
 from fastapi import APIRouter
@@ -99,11 +100,13 @@ async def classify_live(websocket: WebSocket) -> None:
     if key is not None:
         caller_of(websocket, settings, key)  # a wrong one is refused before anything is accepted
     engine_of(websocket)
-    with _streams(websocket).place():
+    keyless = bool(settings.api_keys) and key is None
+    with ExitStack() as place:
+        place.enter_context(_streams(websocket).place(proved=not keyless))
         await websocket.accept()
         socket = Socket(websocket, settings)
         try:
-            await _serve(websocket, socket, settings, key)
+            await _serve(websocket, socket, settings, key, place)
         except ServiceError as error:
             failure = failure_of(error) or internal("")
             note(websocket, code=failure.code)
@@ -111,11 +114,16 @@ async def classify_live(websocket: WebSocket) -> None:
             await socket.close(close_code(error), failure.code)
 
 
-async def _serve(websocket: WebSocket, socket: Socket, settings: Settings, key: str | None) -> None:
+async def _serve(
+    websocket: WebSocket, socket: Socket, settings: Settings, key: str | None, place: ExitStack
+) -> None:
     keyless = bool(settings.api_keys) and key is None
     idle_s = settings.classify_idle_timeout_s
     first, line = await socket.first(min(KEY_WITHIN_S, idle_s) if keyless else idle_s, _streams(websocket))
     caller = caller_of(websocket, settings, key if key is not None else first.key)
+    if keyless:
+        place.close()
+        place.enter_context(_streams(websocket).place())
     options = _options(websocket, first, settings)
     note(websocket, stream=options.stream)
     state = websocket.app.state

@@ -246,6 +246,24 @@ class TestWithApiKeys:
             assert (await client.line())["close"] == 1008
 
 
+@pytest.mark.parametrize(
+    "settings", [KEYED.model_copy(update={"classify_connections": 1})], ids=["one connection"]
+)
+async def test_sockets_without_a_key_take_no_place_of_those_with_one(app: FastAPI) -> None:
+    async with Socket(app) as keyless:
+        await keyless.accepted()
+        async with Socket(app) as other:
+            assert (await other.refused())[0] == 503
+        async with Socket(app, headers={"X-Attune-Api-Key": "k3y"}) as client:
+            await client.accepted()
+            client.send(PICTURE)
+            assert "labels" in await client.line()
+            keyless.send({"key": "k3y"})
+            assert (await keyless.line())["error"]["code"] == "too_many_connections"
+            client.send(END)
+    assert app.state.live_streams.count == 0
+
+
 async def test_unexpected_error_closes_without_internals(
     app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
