@@ -165,7 +165,7 @@ class Settings(BaseSettings):
 
     # Classification
     classifier: str = Field(
-        "",
+        "demo",
         description="Audio-video classifier of /classify: `demo`, or a local folder made by "
         "`python -m encoders.convert_cav_mae`. Empty: none; labels given as texts are still classified.",
     )

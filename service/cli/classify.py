@@ -123,7 +123,7 @@ def _show(answer: ClassifyAnswer, names: list[str], as_json: bool) -> None:
 
         show_json(asdict(answer))
         return
-    for name, classified in zip(names, answer.answers, strict=True):
+    for name, classified in zip(names, answer.results, strict=True):
         lacks = f"  (without {', '.join(classified.missing)})" if classified.missing else ""
         if len(names) > 1 or lacks:
             typer.echo(f"{name}:{lacks}")
@@ -136,6 +136,6 @@ def _show(answer: ClassifyAnswer, names: list[str], as_json: bool) -> None:
         why = f" ({done.reason})" if done.reason else ""
         typer.echo(
             f"{done.direction}: {done.method} {done.mode}, {done.status}{why}, state {done.state_version}; "
-            f"{answer.timings['total']:.1f} ms",
+            f"{answer.timings_ms['total']:.1f} ms",
             err=True,
         )

@@ -26,6 +26,9 @@ def serve(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     encoder: Annotated[str | None, typer.Option(help="demo, a local folder or a hub name.")] = None,
+    classifier: Annotated[
+        str | None, typer.Option(help="demo, a folder of a CAV-MAE model, or '' for none.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
     data_folder: Annotated[Path | None, typer.Option(help="Galleries, states and snapshots.")] = None,
@@ -51,6 +54,7 @@ def serve(
         "host": host,
         "port": port,
         "encoder": encoder,
+        "classifier": classifier,
         "device": device,
         "dtype": dtype,
         "data_folder": data_folder,
@@ -136,7 +140,8 @@ def announcement(settings: Settings, port: int) -> str:
     if settings.role == "worker":
         return f"Attune's worker is ready  (encoder {settings.encoder}, probes and metrics at {url})"
     option = "" if url == "http://127.0.0.1:8080" else f" --url {url}"
-    about = f"encoder {settings.encoder}" if settings.role == "all" else "workers answer through Redis"
+    models = f"encoder {settings.encoder}, classifier {settings.classifier or 'none'}"
+    about = models if settings.role == "all" else "workers answer through Redis"
     return (
         f"Attune is ready at {url}  ({about}, gallery {settings.default_gallery})\n"
         f"  docs    {url}/docs\n"

@@ -123,9 +123,9 @@ class Classified:
 class ClassifyAnswer:
     """The answers in the order of the samples."""
 
-    answers: list[Classified]
+    results: list[Classified]
     adaptation: Adaptation
-    timings: dict[str, float]
+    timings_ms: dict[str, float]
     stream: str
     model: str
     parts: tuple[Adaptation, ...] = ()
@@ -134,9 +134,9 @@ class ClassifyAnswer:
     @classmethod
     def of_json(cls, body: Mapping[str, Any]) -> ClassifyAnswer:
         return cls(
-            answers=[Classified.of_json(answer) for answer in body["answers"]],
+            results=[Classified.of_json(answer) for answer in body["results"]],
             adaptation=_adaptation(body["adaptation"]),
-            timings=dict(body["timings"]),
+            timings_ms=dict(body["timings_ms"]),
             stream=body["stream"],
             model=body["model"],
             parts=tuple(_adaptation(part) for part in body.get("parts", ())),
@@ -153,7 +153,7 @@ class StreamedAnswer:
     index: int
     answer: Classified | None = None
     adaptation: Adaptation | None = None
-    timings: Mapping[str, float] = field(default_factory=dict)
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
     error: AttuneError | None = None
 
     def result(self) -> Classified:
@@ -172,7 +172,7 @@ class StreamedAnswer:
             index=body["index"],
             answer=Classified.of_json(body),
             adaptation=_adaptation(body["adaptation"]),
-            timings=dict(body["timings"]),
+            timings_ms=dict(body["timings_ms"]),
         )
 
 

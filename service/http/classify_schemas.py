@@ -164,9 +164,9 @@ class SampleAnswerShown(Shown):
 class ClassifyAnswerShown(Shown):
     """Answers in the order of the samples, and what was done to get them."""
 
-    answers: list[SampleAnswerShown]
+    results: list[SampleAnswerShown]
     adaptation: AdaptationShown
-    timings: TimingsShown
+    timings_ms: TimingsShown
     stream: str
     model: str
     parts: list[AdaptationPartShown] | None = None
@@ -183,6 +183,6 @@ class LineShown(Shown):
     entropy_nats: float | None = None
     missing: list[str] | None = None
     adaptation: AdaptationShown | None = None
-    timings: TimingsShown | None = None
+    timings_ms: TimingsShown | None = None
     error: dict[str, JsonValue] | None = None
     """{"code", "message", "details"}."""

@@ -125,7 +125,7 @@ CLASSIFY_EXAMPLES = {
     },
 }
 CLASSIFY_ANSWER_EXAMPLE = {
-    "answers": [
+    "results": [
         {
             "id": "7",
             "labels": [
@@ -145,7 +145,7 @@ CLASSIFY_ANSWER_EXAMPLE = {
         "reason": "",
         "batch_size": 1,
     },
-    "timings": {"wait": 0.4, "encode": 21.5, "search": 0.0, "adapt": 0.0, "total": 22.3},
+    "timings_ms": {"wait": 0.4, "encode": 21.5, "search": 0.0, "adapt": 0.0, "total": 22.3},
     "stream": "default",
     "model": "demo",
 }

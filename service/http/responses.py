@@ -47,9 +47,9 @@ def answer_body(answer: RetrieveAnswer) -> dict[str, Any]:
 def classify_body(ids: Sequence[str | None], answer: ClassifyAnswer) -> dict[str, Any]:
     """The wire form of an answer of /classify; `ids` as the samples had them."""
     body: dict[str, Any] = {
-        "answers": [_sample(id, sample) for id, sample in zip(ids, answer.samples, strict=True)],
+        "results": [_sample(id, sample) for id, sample in zip(ids, answer.samples, strict=True)],
         "adaptation": _adaptation_of_all(answer.parts),
-        "timings": _timings(answer.timings),
+        "timings_ms": _timings(answer.timings),
         "stream": answer.stream,
         "model": answer.model,
     }
@@ -65,7 +65,7 @@ def line_body(index: int, id: str | None, answer: ClassifyAnswer, place: int) ->
         "index": index,
         **_sample(id, answer.samples[place]),
         "adaptation": _adaptation(part.adaptation),
-        "timings": _timings(answer.timings),
+        "timings_ms": _timings(answer.timings),
     }
 
 

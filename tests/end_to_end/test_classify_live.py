@@ -183,7 +183,7 @@ def test_client_that_stops_reading_is_ended(address: str) -> None:
 def test_client_that_leaves_in_the_middle_harms_no_other(address: str, client: Client) -> None:
     with RawStream(address, "adapt=sync&batch=4") as stream:
         stream.send(as_line(sample()) * 3 + b'{"aud')
-    assert client.classify(**sample_files(), adapt="off").answers[0].labels
+    assert client.classify(**sample_files(), adapt="off").results[0].labels
 
 
 def sample_files(number: int = 0) -> dict[str, Any]:
@@ -207,22 +207,22 @@ def test_batch_of_one_is_answered_and_not_learned_from(client: Client) -> None:
     answer = client.classify(**sample_files(), stream="single", adapt="sync")
     assert answer.adaptation.status == "skipped"
     assert answer.adaptation.reason
-    assert answer.answers[0].labels
+    assert answer.results[0].labels
 
 
 def test_missing_modality_is_said(client: Client) -> None:
     samples = [sample_files(), {"audio": sample_files()["audio"]}, {"image": sample_files()["image"]}]
     answer = client.classify(samples, adapt="off")
-    assert [each.missing for each in answer.answers] == [(), ("video",), ("audio",)]
+    assert [each.missing for each in answer.results] == [(), ("video",), ("audio",)]
 
 
 def test_silent_sound_and_labels_of_ones_own(client: Client) -> None:
     import numpy as np
 
-    assert client.classify(audio=wav(np.zeros(8000)), adapt="off").answers[0].missing == ("video",)
+    assert client.classify(audio=wav(np.zeros(8000)), adapt="off").results[0].missing == ("video",)
     answer = client.classify(text="two red circles", labels=["circle", "square"], adapt="off")
     assert answer.adaptation.direction == "text->text"
-    assert sum(label.probability for label in answer.answers[0].labels) == pytest.approx(1, abs=1e-5)
+    assert sum(label.probability for label in answer.results[0].labels) == pytest.approx(1, abs=1e-5)
 
 
 def test_page_of_another_origin_opens_no_socket(address: str) -> None:

@@ -21,6 +21,7 @@ def anyio_backend() -> str:
 
 TOY: dict[str, Any] = {
     "encoder": "toy",
+    "classifier": "",
     "default_gallery": "things",
     "batch_size": 16,
     "gather_min_items": 4,

@@ -76,7 +76,7 @@ def test_labels_make_it_zero_shot(url: str, engine: FakeEngine) -> None:
     out, _ = attune(
         "classify", "--text", "miaow", "-l", "cat", "-l", "dog", "--template", "a {}", "--json", url=url
     )
-    assert json.loads(out)["answers"][0]["labels"][0] == {"label": "cat", "probability": 0.5}
+    assert json.loads(out)["results"][0]["labels"][0] == {"label": "cat", "probability": 0.5}
     assert (engine.classified[0].labels, engine.classified[0].template) == (("cat", "dog"), "a {}")
 
 

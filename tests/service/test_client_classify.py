@@ -75,10 +75,10 @@ def test_sample_of_files_is_answered_with_typed_labels(
 ) -> None:
     (tmp_path / "a.wav").write_bytes(wav())
     answer = client.classify(audio=tmp_path / "a.wav", image=Image.new("RGB", (3, 3)), top=2, stream="s")
-    (classified,) = answer.answers
+    (classified,) = answer.results
     assert (classified.label, classified.labels[1].probability, classified.missing) == ("bell", 0.25, ())
     assert (answer.model, answer.stream, answer.adaptation.method) == ("fake-av", "s", "brimpr")
-    assert answer.timings["total"] == 1.0
+    assert answer.timings_ms["total"] == 1.0
     (asked,) = engine.classified
     assert (asked.top, asked.stream, asked.samples[0].kind) == (2, "s", "audio+video")
 
@@ -92,8 +92,8 @@ def test_samples_of_every_form_are_understood(client: Client, engine: FakeEngine
         {"image": str(tmp_path / "a.png"), "text": None},
     ]
     answer = client.classify(iter(samples))
-    assert [each.missing for each in answer.answers] == [("video",), ("video",), (), ("audio",)]
-    assert [each.id for each in answer.answers] == ["0", None, None, None]
+    assert [each.missing for each in answer.results] == [("video",), ("video",), (), ("audio",)]
+    assert [each.id for each in answer.results] == ["0", None, None, None]
     client.classify(samples[0])
     mixed = client.classify([{"text": "a"}, {"image": png()}], labels=("x", "y"), template="a {}")
     assert [part.query_indices for part in mixed.parts] == [(0,), (1,)]
@@ -228,7 +228,7 @@ class TestAsync:
             yield {"image": b"none"}
 
         async with AsyncClient(url) as client:
-            assert (await client.classify(image=png())).answers[0].label == "bell"
+            assert (await client.classify(image=png())).results[0].label == "bell"
             lines = [line async for line in client.classify_stream(samples())]
             assert [line.error is None for line in lines] == [True, False]
             lines = [line async for line in client.classify_stream([{"image": png()}], adapt="sync")]

@@ -39,7 +39,7 @@ async def test_sample_is_answered_with_labels_and_what_was_done(http: httpx.Asyn
     response = await post(http, {"id": "7", "audio": SOUND, "image": PICTURE}, top=2)
     assert response.status_code == 200
     assert response.json() == {
-        "answers": [
+        "results": [
             {
                 "id": "7",
                 "labels": [{"label": "bell", "probability": 0.5}, {"label": "bird", "probability": 0.25}],
@@ -56,7 +56,7 @@ async def test_sample_is_answered_with_labels_and_what_was_done(http: httpx.Asyn
             "reason": "",
             "batch_size": 1,
         },
-        "timings": {"wait": 0.1, "encode": 0.2, "search": 0.0, "adapt": 0.4, "total": 1.0},
+        "timings_ms": {"wait": 0.1, "encode": 0.2, "search": 0.0, "adapt": 0.4, "total": 1.0},
         "stream": "default",
         "model": "fake-av",
     }
@@ -65,7 +65,7 @@ async def test_sample_is_answered_with_labels_and_what_was_done(http: httpx.Asyn
 async def test_options_reach_the_engine(http: httpx.AsyncClient, engine: FakeEngine) -> None:
     options = {"stream": "Door-2", "top": 2, "adapt": "sync", "deadline_ms": 50}
     response = await post(http, [{"audio": SOUND}, {"image": PICTURE}], **options)
-    assert [answer["missing"] for answer in response.json()["answers"]] == [["video"], ["audio"]]
+    assert [answer["missing"] for answer in response.json()["results"]] == [["video"], ["audio"]]
     (asked,) = engine.classified
     assert {name: getattr(asked, name) for name in options} == options
     assert (asked.labels, asked.template) == (None, "{}")
@@ -263,7 +263,7 @@ class TestZeroShot:
             template="a photo of a {}",
         )
         body = response.json()
-        assert [answer["labels"][0]["label"] for answer in body["answers"]] == ["cat", "dog", "cat"]
+        assert [answer["labels"][0]["label"] for answer in body["results"]] == ["cat", "dog", "cat"]
         assert body["model"] == "fake"
         assert body["adaptation"]["status"] == "mixed"
         assert [part["query_indices"] for part in body["parts"]] == [[0], [1, 2]]
@@ -302,7 +302,7 @@ class TestForm:
         form = [audio, image, image, audio, audio, image, ("top", (None, "1")), ("stream", (None, "s"))]
         response = await http.post("/classify", files=form)
         assert response.status_code == 200
-        assert [answer["missing"] for answer in response.json()["answers"]] == [[], [], []]
+        assert [answer["missing"] for answer in response.json()["results"]] == [[], [], []]
         assert (engine.classified[0].top, engine.classified[0].stream) == (1, "s")
 
     async def test_field_that_is_there_already_begins_the_next_sample(
@@ -310,7 +310,7 @@ class TestForm:
     ) -> None:
         audio, image = ("audio", file(wav())), ("image", file(png()))
         response = await http.post("/classify", files=[audio, audio, image, image])
-        assert [answer["missing"] for answer in response.json()["answers"]] == [["video"], [], ["audio"]]
+        assert [answer["missing"] for answer in response.json()["results"]] == [["video"], [], ["audio"]]
 
     async def test_texts_and_labels(self, http: httpx.AsyncClient, engine: FakeEngine) -> None:
         form = [
@@ -321,7 +321,7 @@ class TestForm:
             ("template", (None, "a {}")),
         ]
         response = await http.post("/classify", files=form)
-        assert len(response.json()["answers"]) == 2
+        assert len(response.json()["results"]) == 2
         assert engine.classified[0].labels == ("cat", "dog")
 
     @pytest.mark.parametrize(
@@ -373,13 +373,13 @@ def clip(with_sound: bool = True, with_pictures: bool = True) -> bytes:
 
 async def test_clip_gives_its_middle_frame_and_its_sound(http: httpx.AsyncClient, engine: FakeEngine) -> None:
     response = await post(http, {"clip": encoded(clip())})
-    assert response.json()["answers"][0]["missing"] == []
+    assert response.json()["results"][0]["missing"] == []
     (sample,) = samples(engine)
     assert sample.pixels is not None
     assert sample.pixels[2, 2, 2] > 200, "blue"
     assert sample.fbank is not None
     form = await http.post("/classify", files=[("clip", file(clip(with_sound=False)))])
-    assert form.json()["answers"][0]["missing"] == ["audio"]
+    assert form.json()["results"][0]["missing"] == ["audio"]
 
 
 @pytest.mark.parametrize("settings", [Settings(max_clip_seconds=0.5)])

@@ -56,7 +56,7 @@ async def test_answers_flow_while_samples_still_arrive(app: FastAPI) -> None:
         assert (first["index"], first["id"], first["missing"]) == (0, "a", ["audio"])
         assert first["labels"][0] == {"label": "bell", "probability": 0.5}
         assert first["adaptation"]["direction"] == "audio+video->label"
-        assert set(first["timings"]) == {"wait", "encode", "search", "adapt", "total"}
+        assert set(first["timings_ms"]) == {"wait", "encode", "search", "adapt", "total"}
         client.send(PICTURE)
         second = await client.line()
         assert (second["index"], second["labels"][0]["label"]) == (1, "bird")
