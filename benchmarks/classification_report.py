@@ -116,42 +116,37 @@ def _ratio(results: Results, method: str) -> float | None:
 
 
 def plot(results: Results, path: Path) -> None:
-    """A mark for each method on each shift, a line between source and it where it differs."""
+    """One row a shift, one mark a method: source a black bar, BriMPR diamonds, the others dots."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(10, 0.34 * len(results.shifts) + 1.4))
-    colours = plt.get_cmap("tab10")
-    places = range(len(results.shifts))
+    figure, axes = plt.subplots(figsize=(11, 0.32 * len(results.shifts) + 1.4))
     for number, method in enumerate(results.methods):
         found = [
-            (place, results.cells.get((shift, method)))
-            for place, shift in zip(places, results.shifts, strict=True)
+            (cell.accuracy, row)
+            for row, shift in enumerate(results.shifts)
+            if (cell := results.cells.get((shift, method))) is not None
         ]
-        xs = [cell.accuracy for _, cell in found if cell is not None]
-        ys = [place for place, cell in found if cell is not None]
-        prominent = method == "source" or method.startswith("brimpr")
-        style = (
-            {"marker": "|", "s": 220, "linewidths": 2.5} if method == "source" else {"marker": "o", "s": 26}
-        )
-        axes.scatter(
-            xs,
-            ys,
-            color="black" if method == "source" else colours(number),
-            label=method,
-            zorder=3 if prominent else 2,
-            **style,
-        )
-    axes.set_yticks(list(places), results.shifts, fontsize=8)
+        accuracies, rows = zip(*found, strict=True)
+        axes.scatter(accuracies, rows, label=method, **_mark(method, plt.get_cmap("tab20")(number)))
+    axes.set_yticks(range(len(results.shifts)), results.shifts, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("accuracy in percent")
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8, loc="lower left")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _mark(method: str, colour: Any) -> dict[str, Any]:
+    if method == "source":
+        return {"marker": "|", "s": 220, "linewidths": 2.5, "color": "black", "zorder": 3}
+    if method.startswith("brimpr"):
+        return {"marker": "D", "s": 34, "color": colour, "zorder": 4}
+    return {"marker": "o", "s": 26, "color": colour, "zorder": 2}
 
 
 def parser() -> argparse.ArgumentParser:
