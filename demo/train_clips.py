@@ -387,8 +387,8 @@ noise vary by seed; splits have seeds of their own.
 - Spectrograms shift by up to {shift_frames} frames, pictures by up to {shift_pixels} pixels; nothing else
   is changed.
 
-These weights are that recipe's, run once to its end in {minutes:.0f} minutes on two cores with other work
-beside it. Rounding differs between machines, so another run gives other weights of like quality.
+These weights are that recipe's, trained in {minutes:.0f} minutes on two cores with other work beside it.
+Rounding differs between machines, so another run gives other weights of like quality.
 
 ## Quality
 `python -m demo.measure_clips`: {measured:,} unseen clips of split "test", percent named rightly. Every shift
