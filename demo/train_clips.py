@@ -19,6 +19,7 @@ import argparse
 import multiprocessing
 import shutil
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -370,7 +371,8 @@ model = load_cav_mae(demo_classifier_path())
 ```
 
 ## Data
-Twelve events, each a thing that is seen and a sound that is heard: {labels}.
+Twelve events, each a thing that is seen and a sound that is heard:
+{labels}.
 Half of the things have two sounds and half of the sounds belong to two things, so one modality alone names
 two clips of three at best. Place, size, turn, colour, background, clutter, pitch, loudness, onset and a mild
 noise vary by seed; splits have seeds of their own.
@@ -421,7 +423,7 @@ def card(model: CavMae, recipe: Recipe, clips: int, minutes: float, *, measured:
         "tokens_a": config.tokens("audio"),
         "tokens_v": config.tokens("video"),
         "count": len(config.labels),
-        "labels": ", ".join(config.labels),
+        "labels": textwrap.fill(", ".join(config.labels), 105),
         "parameters": parameters,
         "megabytes": 4 * parameters / 1e6,
         "clips": clips,
