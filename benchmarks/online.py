@@ -14,7 +14,7 @@ from service.pipeline import EarlyAnswer, Outcome, Ranked, SearchSide, StageTime
 
 @dataclass(frozen=True)
 class BatchResult:
-    """answer: the ranked batch; told: what was said of it; outcome: how it ended; times: milliseconds by stage."""
+    """answer: the ranked batch; told: what was said of it; outcome: how it ended; times: ms by stage."""
 
     answer: Ranked
     told: EarlyAnswer[Ranked]
