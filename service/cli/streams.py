@@ -40,7 +40,10 @@ Name = Annotated[str, typer.Argument(help="The stream.")]
 def list_(url: Url = None, as_json: AsJson = False) -> None:
     """All streams."""
     with connected(url) as client:
-        show_table(client.list_streams(), ("name", "method", "version", "batches", "last_seen"), as_json)
+        streams = client.list_streams()
+    if not as_json:
+        streams = [{**stream, "classify": (stream.get("classify") or {}).get("method")} for stream in streams]
+    show_table(streams, ("name", "method", "classify", "version", "batches", "last_seen"), as_json)
 
 
 @app.command()
