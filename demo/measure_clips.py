@@ -1,6 +1,6 @@
 """Measure the demo's classifier on unseen clips, clean and shifted: the figures of its model card.
 
-    python -m demo.measure_clips [--weights DIR] [--count 640] [--method source ...] [--json FILE]
+    python -m demo.measure_clips [--weights DIR] [--count 640] [--column source ...] [--json FILE]
 
 A shift falls on the sound before its filter bank, on the frame, or on both. Every shift is a stream of its
 own, in batches of 64, answered in order by a method that starts from the source state (the online protocol).
@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from rich.progress import track
 from torch import Tensor
 
 from adapters.calibration import load_calibration
-from adapters.registry import CLASSIFY_METHODS, make_classify_method
+from adapters.registry import make_classify_method
 from demo import demo_classifier_path
 from demo.clips import SPLITS, Clip, make_clip
 from encoders.audio import AudioSpec, fbank
@@ -30,6 +31,7 @@ from encoders.audiovisual import AVInputs
 from encoders.cav_mae import CavMae, load_cav_mae
 
 __all__ = [
+    "COMPARED",
     "SHIFTS",
     "Samples",
     "Shift",
@@ -135,6 +137,14 @@ def accuracy(model: CavMae, data: Samples) -> dict[str, float]:
     return {name: round(100 * count / len(data), 1) for name, count in right.items()}
 
 
+COMPARED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "source": ("source", {}),
+    "brimpr": ("brimpr", {}),
+    "brimpr, rate 1e-3": ("brimpr", {"learning_rate": 1e-3}),
+}
+"""Columns of the card's table: a method and its settings."""
+
+
 def shifted_samples(clips: Sequence[Clip], shift: Shift, spec: AudioSpec) -> Samples:
     """Clips as samples; the same clips and shift give the same noise."""
     fbanks, frames = [], []
@@ -150,9 +160,11 @@ def shifted_samples(clips: Sequence[Clip], shift: Shift, spec: AudioSpec) -> Sam
     return Samples(np.stack(fbanks), np.stack(frames), np.array([clip.index for clip in clips]))
 
 
-def online_accuracy(model: CavMae, name: str, data: Samples, *, batch: int = 64) -> float:
+def online_accuracy(
+    model: CavMae, name: str, data: Samples, settings: Mapping[str, Any] | None = None, *, batch: int = 64
+) -> float:
     """Percent named rightly while the method `name` learns from one batch after the other."""
-    method = make_classify_method(name)
+    method = make_classify_method(name, settings)
     method.check(model)
     state, right = method.initial_state(model), 0
     for value in state.parameters.values():
@@ -164,14 +176,17 @@ def online_accuracy(model: CavMae, name: str, data: Samples, *, batch: int = 64)
     return 100 * right / len(data)
 
 
-def measure(model: CavMae, count: int, methods: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Percent named rightly of `count` unseen clips, by shift and method; "clean" also by one modality."""
+def measure(model: CavMae, count: int, columns: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Percent named rightly of `count` unseen clips, by shift and column; "clean" also by one modality."""
     seeds = range(SPLITS["test"], SPLITS["test"] + count)
     clips = [make_clip(seed) for seed in track(seeds, "making clips")]
     figures: dict[str, dict[str, float]] = {}
     for name, shift in track(SHIFTS.items(), "measuring", total=len(SHIFTS)):
         data = shifted_samples(clips, shift, model.audio_spec)
-        figures[name] = {method: online_accuracy(model, method, data) for method in methods}
+        figures[name] = {
+            column: online_accuracy(model, COMPARED[column][0], data, COMPARED[column][1])
+            for column in columns
+        }
         if name == "clean":
             alone = accuracy(model, data)
             figures["clean, sound alone"] = {"source": alone["audio"]}
@@ -179,11 +194,11 @@ def measure(model: CavMae, count: int, methods: Sequence[str]) -> dict[str, dict
     return figures
 
 
-def table(figures: Mapping[str, Mapping[str, float]], methods: Sequence[str]) -> str:
+def table(figures: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> str:
     """The figures as a Markdown table."""
-    lines = ["| clips | " + " | ".join(methods) + " |", "|---" * (1 + len(methods)) + "|"]
+    lines = ["| clips | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for name, row in figures.items():
-        cells = (f"{row[method]:.1f}" if method in row else "" for method in methods)
+        cells = (f"{row[column]:.1f}" if column in row else "" for column in columns)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -195,15 +210,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--weights", type=Path, default=None, help="folder of the model; default: the demo's")
     parser.add_argument("--count", type=int, default=640, help="number of clips")
-    parser.add_argument("--method", action="append", choices=tuple(CLASSIFY_METHODS), help="may be repeated")
+    parser.add_argument("--column", action="append", choices=tuple(COMPARED), help="may be repeated")
     parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
     given = parser.parse_args(arguments)
-    folder, methods = given.weights or demo_classifier_path(), given.method or ["source", "brimpr"]
+    folder, columns = given.weights or demo_classifier_path(), given.column or list(COMPARED)
     model = load_cav_mae(folder, device="cpu")
     model.calibration = load_calibration(folder / "calibration.safetensors", model)
     torch.manual_seed(0)
-    figures = measure(model, given.count, methods)
-    print(table(figures, methods))
+    figures = measure(model, given.count, columns)
+    print(table(figures, columns))
     if given.json is not None:
         given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
