@@ -23,9 +23,9 @@ from adapters.calibration import save_calibration
 from benchmarks.av_data import AVData, pair_digits, read_frame, read_waveform
 from benchmarks.datasets import DatasetError
 from benchmarks.report import make_console
-from demo.train_clips import Recipe, Samples, accuracy, calibrate, train
+from demo.train_clips import Recipe, Samples, accuracy, calibrate, last_stage, train
 from encoders.audio import AudioSpec, fbank
-from encoders.cav_mae import CavMaeConfig, save_cav_mae
+from encoders.cav_mae import CavMaeConfig, load_cav_mae, save_cav_mae
 from encoders.preprocessing import ImageSpec
 
 FRAMES = 96
@@ -70,6 +70,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", required=True, type=Path, help="folder for model and calibration")
     made.add_argument("--steps", type=int, default=RECIPE.steps)
     made.add_argument("--pairs", type=int, default=15_000, help="training pairs (default 15000)")
+    made.add_argument("--start", type=Path, help="go on from this model instead of training one first")
+    made.add_argument(
+        "--used-to-prompts",
+        action="store_true",
+        help="a last stage with untrained prompts before the tokens, as the demo's classifier has",
+    )
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
     return made
@@ -89,7 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[red]{error}[/red]", highlight=False)
         return 2
     console.print(f"{training.note}; {test.note}; decoded in {time.monotonic() - began:.0f} s")
-    model = train(config, samples, replace(RECIPE, steps=options.steps, seed=options.seed))
+    recipe = replace(RECIPE, steps=options.steps, seed=options.seed)
+    if options.start is None:
+        model = train(config, samples, recipe)
+    else:
+        model = load_cav_mae(options.start, device="cpu")
+    if options.used_to_prompts:
+        model = train(model.config, samples, last_stage(recipe), start=model.weights)
     save_cav_mae(model.config, model.weights, options.out)
     save_calibration(calibrate(model, samples), options.out / "calibration.safetensors")
     console.print(f"clean accuracy in percent: {accuracy(model, held_out)}")
