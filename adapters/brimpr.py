@@ -7,9 +7,9 @@ Only prompts learn: some before the tokens of every tower block. Each batch, ove
              more so for the modality that is closer to its source
     L_IICL   the two modalities of a sample agree, more than those of different samples
 
-Passes are packed: full and masked tokens go through a tower together, the six differentiable joint passes
-are one. Differences from the release, marked [ours]: a batch of one is not learned from (it has no spread;
-the release gives NaN); random numbers are counted, so a state restores exactly.
+Full and masked tokens go through a tower together and the six differentiable joint passes are one call, which
+a GPU computes as one. Differences from the release, marked [ours]: a batch of one is not learned from (it has
+no spread; the release gives NaN); random numbers are counted, so a state restores exactly.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What BriMPR costs, as ratios of one run: packed passes, the plain sequence of passes, one source forward.
 
 The release runs both towers twice and the joint block seven times, one after the other. Attune sends full and
-masked tokens through a tower together and the six differentiable joint passes as one; the sums are the
-same. Every variant is timed in turn, round by round, so that a busy machine disturbs all alike.
+masked tokens through a tower together and the six differentiable joint passes in one call; a GPU computes each
+as one, a CPU one after the other, where packing copies more than it saves (`--pack` does it all the same). The
+sums are equal. Every variant is timed in turn, round by round, so that a busy machine disturbs all alike.
 
     python -m benchmarks.brimpr_cost --model full --batch-size 2 --rounds 5
 """
@@ -156,16 +157,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--rounds", type=int, default=5)
     made.add_argument("--device", default="auto")
     made.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
+    made.add_argument("--pack", action="store_true", help="as one also on a CPU")
     made.add_argument("--json", type=Path, help="where to write the figures")
     asked = made.parse_args(arguments)
     model = _model(asked.model, asked.device, asked.dtype)
+    model.packs = model.packs or asked.pack
     found = measure(
         model,
         batch_size=asked.batch_size,
         rounds=asked.rounds,
         tell=lambda line: print(line, file=sys.stderr),
     )
-    found = {"model": asked.model, "dtype": asked.dtype, **found}
+    found = {"model": asked.model, "dtype": asked.dtype, "packed": model.packs, **found}
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))

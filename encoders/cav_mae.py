@@ -189,6 +189,7 @@ class CavMae:
                  norms            every LayerNorm on the way of a complete sample
                  early_norms      those of all but the last two blocks of both towers
                  joint_attention  queries, keys and values of the joint blocks, one matrix
+    packs        whether token sets of one call go through as one (on a GPU), see `joint_packed`
     calibration  what was measured of this model on clean samples (adapters/calibration.py), or None
     """
 
@@ -218,7 +219,7 @@ class CavMae:
             for name, value in weights.items()
         }
         self.groups: Mapping[str, tuple[str, ...]] = _groups(config)
-        self._compute = dtype
+        self.packs = self.device.type != "cpu"
         scale, shift = pixel_scaling(config.image, exact)
         self._pixel_scale, self._pixel_shift = scale.to(self.device), shift.to(self.device)
 
@@ -311,11 +312,17 @@ class CavMae:
         prompts: Tensor | None = None,
         features: bool = False,
     ) -> list[TowerOutput]:
-        """`tower` for several token sets (of different lengths) in one pass; features of the first only.
+        """`tower` for several token sets (of different lengths), packed as in `joint_packed`; features of the
+        first only.
 
         The feature of block i is the mean over the patch tokens of what the norm before the next block's
         attention makes of its output, so it costs that mean only (methods.md 3.8).
         """
+        if not self.packs and len(token_sets) > 1:
+            return [
+                self.tower(modality, tokens, values=values, prompts=prompts, features=features and not number)
+                for number, tokens in enumerate(token_sets)
+            ]
         weights = self._with(values)
         prefix = f"blocks_{_LETTER[modality]}"
         count = 0 if prompts is None else prompts.shape[1]
@@ -341,7 +348,12 @@ class CavMae:
     def joint_packed(
         self, segments: Sequence[tuple[Tensor, Norms]], values: Values | None = None
     ) -> list[Tensor]:
-        """`joint` for several token sets in one pass: their products are one, their attention is not."""
+        """`joint` for several token sets: on a GPU in one pass, whose products are one and attention is not.
+
+        On a CPU one after the other: there packing copies more than it saves (1.01 to 1.15 times the time).
+        """
+        if not self.packs and len(segments) > 1:
+            return [self.joint_packed([segment], values)[0] for segment in segments]
         weights = self._with(values)
         hidden = [tokens for tokens, _ in segments]
         suffixes = [_SUFFIX[norms] for _, norms in segments]
@@ -375,27 +387,22 @@ def _block(
     """One pre-norm block over several token sets [B, N, D]; also what its first norm made of them."""
     suffixes = suffixes or [""] * len(hidden)
     normed = [_norm(part, f"{name}.norm1{s}", weights) for part, s in zip(hidden, suffixes, strict=True)]
-    projected = _unpack(_linear(_pack(normed), f"{name}.attn.qkv", weights), normed)
-    mixed = [_attend(part, heads) for part in projected]
-    attended = _unpack(_linear(_pack(mixed), f"{name}.attn.proj", weights), mixed)
+    mixed = [_attend(part, heads) for part in _linear_each(normed, f"{name}.attn.qkv", weights)]
+    attended = _linear_each(mixed, f"{name}.attn.proj", weights)
     hidden = [part + change for part, change in zip(hidden, attended, strict=True)]
     again = [_norm(part, f"{name}.norm2{s}", weights) for part, s in zip(hidden, suffixes, strict=True)]
-    inner = F.gelu(_linear(_pack(again), f"{name}.mlp.fc1", weights))
-    changes = _unpack(_linear(inner, f"{name}.mlp.fc2", weights), again)
+    inner = [F.gelu(part) for part in _linear_each(again, f"{name}.mlp.fc1", weights)]
+    changes = _linear_each(inner, f"{name}.mlp.fc2", weights)
     return [part + change for part, change in zip(hidden, changes, strict=True)], normed
 
 
-def _pack(parts: Sequence[Tensor]) -> Tensor:
-    """[B, N, D] each -> all their tokens below each other; one part stays as it is."""
-    return parts[0] if len(parts) == 1 else torch.cat([part.flatten(0, 1) for part in parts])
-
-
-def _unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse of `_pack`, with the last dimension of `packed`."""
-    if len(like) == 1:
-        return [packed]
-    pieces = torch.split(packed, [part.shape[0] * part.shape[1] for part in like])
-    return [piece.reshape(*part.shape[:2], -1) for piece, part in zip(pieces, like, strict=True)]
+def _linear_each(parts: Sequence[Tensor], name: str, weights: Values) -> list[Tensor]:
+    """A linear layer over token sets [B, N, D], as one product."""
+    if len(parts) == 1:
+        return [_linear(parts[0], name, weights)]
+    packed = _linear(torch.cat([part.flatten(0, 1) for part in parts]), name, weights)
+    pieces = torch.split(packed, [part.shape[0] * part.shape[1] for part in parts])
+    return [piece.reshape(*part.shape[:2], -1) for piece, part in zip(pieces, parts, strict=True)]
 
 
 def _attend(projected: Tensor, heads: int) -> Tensor:

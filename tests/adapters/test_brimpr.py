@@ -73,6 +73,7 @@ def learn(
 
 
 def test_packed_passes_give_the_losses_and_gradients_of_separate_ones(model: CavMae) -> None:
+    model.packs = True
     method = BriMPR(BriMPRSettings(prompts=2))
     state = method.initial_state(model)
     one = plain_step(model, method, leaves(state), inputs())

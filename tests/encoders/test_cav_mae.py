@@ -89,8 +89,14 @@ def test_a_batch_of_one_is_a_row_of_a_batch() -> None:
         close(alone.pooled, together.pooled[row : row + 1])
 
 
-def test_packed_towers_equal_passes_of_their_own() -> None:
+@pytest.fixture(params=[True, False], ids=["packed", "one after the other"])
+def packs(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def test_packed_towers_equal_passes_of_their_own(packs: bool) -> None:
     model = classifier()
+    model.packs = packs
     for name, tokens in model.embed(samples()).items():
         for used in (None, prompts()[name], prompts(layers=2)[name]):
             sets = [tokens, tokens[:, : tokens.shape[1] // 2], tokens[:2]]
@@ -105,8 +111,9 @@ def test_packed_towers_equal_passes_of_their_own() -> None:
                     assert part.features.shape == (len(alone), CONFIG.depth, CONFIG.width)
 
 
-def test_packed_joint_passes_equal_passes_of_their_own() -> None:
+def test_packed_joint_passes_equal_passes_of_their_own(packs: bool) -> None:
     model = classifier()
+    model.packs = packs
     tokens = model.embed(samples())
     both = torch.cat([tokens["audio"], tokens["video"]], dim=1)
     segments: list[Any] = [
@@ -170,8 +177,9 @@ def test_gradients_reach_every_value_of_a_group_and_no_weight(group: str) -> Non
     assert all(not weight.requires_grad and weight.grad is None for weight in model.weights.values())
 
 
-def test_gradients_reach_every_prompt_also_of_packed_passes() -> None:
+def test_gradients_reach_every_prompt_also_of_packed_passes(packs: bool) -> None:
     model, given = classifier(), {name: value.requires_grad_() for name, value in prompts().items()}
+    model.packs = packs
     model.forward(samples(), prompts=given).logits.square().sum().backward()
     for value in given.values():
         assert value.grad is not None
