@@ -1,9 +1,10 @@
 """What BriMPR costs, as ratios of one run: packed passes, the plain sequence of passes, one source forward.
 
 The release runs both towers twice and the joint block seven times, one after the other. Attune sends full and
-masked tokens through a tower together and the six differentiable joint passes in one call; a GPU computes each
-as one, a CPU one after the other, where packing copies more than it saves (`--pack` does it all the same). The
-sums are equal. Every variant is timed in turn, round by round, so that a busy machine disturbs all alike.
+masked tokens through a tower together and the six differentiable joint passes in one call; a GPU computes
+each as one, a CPU one after the other, where packing copies more than it saves (`--pack` does it all the
+same). The sums are equal. Every variant is timed in turn, round by round, so that a busy machine disturbs
+all alike.
 
     python -m benchmarks.brimpr_cost --model full --batch-size 2 --rounds 5
 """
