@@ -124,7 +124,7 @@ def fisher_values(model: TwoStream, batches: Iterable[Inputs], *, group: str = "
 
 
 def save_calibration(calibration: Calibration, path: str | Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
     if calibration.statistics is not None:
@@ -138,11 +138,13 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
         "fingerprint": calibration.fingerprint,
         "about": dict(calibration.about),
     }
-    save_file(
+    data = save(
         {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-        path,
         metadata={"attune": json.dumps(document)},
     )
+    part = Path(path).with_suffix(".part")
+    part.write_bytes(data)
+    part.replace(path)
 
 
 def load_calibration(path: str | Path, model: TwoStream) -> Calibration:

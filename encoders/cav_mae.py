@@ -474,17 +474,15 @@ def fingerprint_of(config: CavMaeConfig, weights: Mapping[str, Tensor]) -> str:
 
 def save_cav_mae(config: CavMaeConfig, weights: Mapping[str, Tensor], folder: str | Path) -> None:
     """Write config.json and model.safetensors, which `load_cav_mae` reads."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     check_weights(config, weights)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    save_file(
-        {name: value.detach().contiguous().cpu() for name, value in weights.items()},
-        folder / "model.safetensors",
-    )
+    data = save({name: value.detach().contiguous().cpu() for name, value in weights.items()})
+    (folder / "model.safetensors").write_bytes(data)  # readable as any other file, which `save_file` is not
 
 
 def load_cav_mae(folder: str | Path, *, device: str = "auto", dtype: str = "fp32") -> CavMae:
