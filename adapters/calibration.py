@@ -142,9 +142,9 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
         {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
         metadata={"attune": json.dumps(document)},
     )
-    part = Path(path).with_suffix(".part")
-    part.write_bytes(data)
-    part.replace(path)
+    unfinished = Path(path).with_suffix(".part")
+    unfinished.write_bytes(data)
+    unfinished.replace(path)
 
 
 def load_calibration(path: str | Path, model: TwoStream) -> Calibration:
