@@ -12,7 +12,7 @@ from adapters.losses import modality_gap, noise_robust_entropy, uniformity
 from adapters.memory import read_memory, remember
 from adapters.state import AdaptationState
 from benchmarks.metrics import both_directions, relevant_ranks
-from benchmarks.replay import brimpr, classification
+from benchmarks.replay import brimpr, calmrl, classification
 from benchmarks.replay.compare import Comparison
 from benchmarks.replay.golden import Golden
 from benchmarks.replay.replayer import Replayer
@@ -171,6 +171,7 @@ REPLAYERS: tuple[Replayer, ...] = (
     Replayer("retrieval metrics", _is_metrics, _replay_metrics),
     *classification.REPLAYERS,
     *brimpr.REPLAYERS,
+    *calmrl.REPLAYERS,
 )
 """The first that matches replays a golden. Other files hold tables of their own, which are added here."""
 
