@@ -399,7 +399,11 @@ def home_of(job: Job) -> str:
 
 
 def batch_group(job: QueryJob) -> tuple[str, ...]:
-    """Jobs of one group may be encoded together. Queries in mode `off` share the source model."""
+    """Jobs of one group may be encoded together. Queries in mode `off` share the source model.
+
+    What was begun before makes the same batch again, so that a stream ends where it would have ended: at most
+    one batch of a stream is under way when its worker dies.
+    """
     key = job.key
     stream = "" if job.mode == "off" else key.stream
-    return (job.mode, stream, key.gallery, job.kind, key.target)
+    return (job.mode, stream, key.gallery, job.kind, key.target, "again" if job.again else "")

@@ -79,6 +79,23 @@ def test_what_is_begun_is_not_withdrawn(
     assert (client.xlen(keys.queue(p)), client.get(keys.waiting)) == (0, b"0")
 
 
+def test_what_was_begun_makes_the_same_batch_again_whatever_waits_beside_it(
+    worker: Callable[..., Worker],  # noqa: F811
+    client: redis.Redis,
+    keys: Keys,
+) -> None:
+    first = worker("w1")
+    put(client, keys, job(text="a"), job(text="b"))
+    begun = first.take_all(2)
+    put(client, keys, job(text="c"))
+    first.vanish()
+    second = worker("w2")
+    eventually(lambda: second.queue.depth() == 3)  # all are there: what comes alone is not merely early
+    again, later = second.take(), second.take()
+    assert [each.id for each in again] == [each.id for each in begun]
+    assert [each.queries[0].text for each in later if isinstance(each, RetrieveJob)] == ["c0"]
+
+
 def test_what_was_begun_in_time_is_finished_however_late(
     worker: Callable[..., Worker],  # noqa: F811
     client: redis.Redis,
