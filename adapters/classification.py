@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from adapters.base import AdapterError, StepReport
+from adapters.base import AdapterError, BadSettings, StepReport
 from adapters.calibration import Calibration
 from adapters.settings import MethodSettings
 from adapters.state import AdaptationState
@@ -135,6 +135,14 @@ def require_calibration(method: ClassifyMethod, model: TwoStream) -> None:
         raise CalibrationMissing(
             f"{method.name} needs {' and '.join(missing)} of clean samples, which this model has not; "
             "measure them with `attune calibrate`"
+        )
+
+
+def require_group(method: ClassifyMethod, model: TwoStream, group: str) -> None:
+    """Raises BadSettings unless the model has weights of that group."""
+    if not model.groups[group]:
+        raise BadSettings(
+            f"{method.name} adapts the {group.replace('_', ' ')}, a model of {model.depth} blocks has none"
         )
 
 

@@ -29,6 +29,7 @@ from adapters.classification import (
     Slices,
     TwoStream,
     generator,
+    require_group,
     source_values,
 )
 from adapters.losses import softmax_entropy
@@ -70,7 +71,7 @@ class DeYOClassifier:
         self._noise = noise
 
     def check(self, model: TwoStream) -> None:
-        """It works with every model whose pictures have as many pixels a side as patches."""
+        require_group(self, model, "early_norms")
 
     def initial_state(self, model: TwoStream) -> AdaptationState:
         return AdaptationState(

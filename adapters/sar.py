@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapters.base import StepReport
-from adapters.classification import Answer, Artefact, Inputs, Slices, TwoStream, source_values
+from adapters.classification import Answer, Artefact, Inputs, Slices, TwoStream, require_group, source_values
 from adapters.losses import masked_mean, softmax_entropy
 from adapters.optimizer import AdamWSettings, adamw_step, all_finite, gradients, sharpest_nearby
 from adapters.selection import entropy_margin
@@ -58,7 +58,7 @@ class SARClassifier:
         self._adam = AdamWSettings(self.settings.learning_rate, weight_decay=0.0)
 
     def check(self, model: TwoStream) -> None:
-        """It works with every model."""
+        require_group(self, model, _GROUP)
 
     def initial_state(self, model: TwoStream) -> AdaptationState:
         return AdaptationState(self.name, model.fingerprint, source_values(model, _GROUP))

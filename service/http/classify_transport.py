@@ -29,7 +29,7 @@ from service.http.classify_stream import (
 from service.http.errors import Refusal, invalid
 from service.settings import Settings
 
-GOING_AWAY, POLICY, INTERNAL = 1001, 1008, 1011
+GOING_AWAY, POLICY, INTERNAL, TRY_LATER = 1001, 1008, 1011, 1013
 _FIRST_FIELDS = frozenset(FirstMessage.model_fields)
 
 
@@ -222,6 +222,8 @@ def close_code(ended: ServiceError | None) -> int:
     """The WebSocket's close code for how a stream ended."""
     if ended is None:
         return 1000
+    if ended.code == "too_many_connections":
+        return TRY_LATER
     return GOING_AWAY if ended.status == 503 else INTERNAL if ended.status == 500 else POLICY
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from adapters.base import BadSettings
 from adapters.classification import Answer, CalibrationMissing
 from adapters.registry import CLASSIFY_METHODS, make_classify_method
 from adapters.state import AdaptationState, pack_states, unpack_states
 from adapters.validation import check_classifier_state
 from encoders.audiovisual import AVInputs
-from encoders.cav_mae import CavMae
+from encoders.cav_mae import CavMae, fresh_weights
 from tests.adapters.classifier import (
     CONFIG,
     C,
@@ -291,3 +294,11 @@ def test_settings_cannot_be_changed_afterwards(name: str) -> None:
     for field in type(settings).model_fields:
         with pytest.raises(ValueError, match="frozen"):
             setattr(settings, field, 1)
+
+
+@pytest.mark.parametrize("name", ["sar", "deyo"])
+def test_a_model_too_small_to_have_what_a_method_adapts_is_refused(name: str) -> None:
+    config = replace(CONFIG, depth=2)
+    small = CavMae(config, fresh_weights(config))
+    with pytest.raises(BadSettings, match="2 blocks"):
+        make_classify_method(name).check(small)

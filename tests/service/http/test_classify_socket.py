@@ -260,6 +260,7 @@ async def test_sockets_without_a_key_take_no_place_of_those_with_one(app: FastAP
             assert "labels" in await client.line()
             keyless.send({"key": "k3y"})
             assert (await keyless.line())["error"]["code"] == "too_many_connections"
+            assert (await keyless.line())["close"] == 1013
             client.send(END)
     assert app.state.live_streams.count == 0
 
