@@ -127,15 +127,14 @@ class BriMPR:
             numbers={"seed": self.settings.seed, "draws": 0},
         )
         random = generator(state)
+        shape = (self.settings.prompt_layers or model.depth, self.settings.prompts, model.width)
+        like = at_least_fp32(model.weights[model.groups["norms"][0]])
         for modality in _MODALITIES:
-            state.parameters[_NAMES[modality]] = self._fresh_prompts(model, random)
+            state.parameters[_NAMES[modality]] = self._fresh_prompts(shape, random).to(like)
         return state
 
-    def _fresh_prompts(self, model: TwoStream, random: torch.Generator) -> Tensor:
-        shape = (self.settings.prompt_layers or model.depth, self.settings.prompts, model.width)
-        uniform = torch.rand(shape, generator=random) * 2 - 1
-        like = at_least_fp32(model.weights[model.groups["norms"][0]])
-        return (uniform * self.settings.prompt_range).to(like)
+    def _fresh_prompts(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+        return (torch.rand(shape, generator=random) * 2 - 1) * self.settings.prompt_range
 
     @torch.no_grad()
     def predict(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Tensor:
@@ -159,7 +158,7 @@ class BriMPR:
         finite = all_finite({"loss": loss.detach(), **grads})
         adamw_step(state, grads, self._adam)
         if settings.continual:
-            self._restore_after_jump(model, state, terms)
+            self._restore_after_jump(state, terms)
         losses = {name: value.detach() for name, value in terms.items()}
         return StepReport(losses={"total": loss.detach(), **losses}, applied=True, finite=finite)
 
@@ -230,9 +229,7 @@ class BriMPR:
 
     # -- continual variant --------------------------------------------------------------------------
 
-    def _restore_after_jump(
-        self, model: TwoStream, state: AdaptationState, terms: Mapping[str, Tensor]
-    ) -> None:
+    def _restore_after_jump(self, state: AdaptationState, terms: Mapping[str, Tensor]) -> None:
         """Draw anew the prompts of a modality whose distance left its recent range; moments stay."""
         random: torch.Generator | None = None
         distances = torch.stack([terms[f"distance_{modality}"] for modality in _MODALITIES]).tolist()
@@ -242,8 +239,9 @@ class BriMPR:
             history = History(self.settings.restore_window, self.settings.restore_threshold, before)
             if history.jumps(distance):
                 random = random or generator(state)
+                prompts = state.parameters[_NAMES[modality]]  # as many as it began with, whatever is set now
                 with torch.no_grad():
-                    state.parameters[_NAMES[modality]].copy_(self._fresh_prompts(model, random))
+                    prompts.copy_(self._fresh_prompts(prompts.shape, random))
             state.tensors[name] = torch.tensor(history.values, dtype=torch.float64)
 
 

@@ -144,7 +144,8 @@ def test_a_restored_state_draws_the_same_masks_and_ends_in_the_same_bits(model: 
 
 def test_a_jump_draws_only_that_modalitys_prompts_anew(model: CavMae) -> None:
     method = BriMPR(BriMPRSettings(continual=True, restore_window=4, restore_threshold=5, learning_rate=1e-3))
-    state = method.initial_state(model)
+    # Another number of prompts than is set: the setting was changed since the stream began.
+    state = BriMPR(BriMPRSettings(prompts=3)).initial_state(model)
     for seed in range(5):
         learn(method, model, state, inputs(16, seed=seed))
     before = {name: value.clone() for name, value in state.parameters.items()}
