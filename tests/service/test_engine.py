@@ -569,12 +569,13 @@ async def test_a_loss_that_is_not_finite_is_undone_and_the_answer_still_comes(
     await ask(engine, pictures(16), adapt="sync", stream="s")
     await settled_version(engine, "s", 1)
     kept = [p.clone() for p in _parameters(engine, "s")]
-    source = await ask(engine, pictures(16), adapt="async", stream="s", k=5)
 
     def poisoned(*_: object, **__: object) -> torch.Tensor:
         return torch.tensor(float("nan"), requires_grad=True)
 
     monkeypatch.setattr("adapters.tcr.uniformity", poisoned)
+    # It gathers a batch too, which is undone likewise.
+    source = await ask(engine, pictures(16), adapt="async", stream="s", k=5)
     answer = await ask(engine, pictures(16), adapt="sync", stream="s", k=5)
     assert answer.parts[0].adaptation.status == "undone"
     assert answer.parts[0].adaptation.state_version == 1
