@@ -29,7 +29,7 @@ from adapters.alignment import (
     soft_cross_entropy,
     statistics_distance,
 )
-from adapters.base import BadSettings, StepReport
+from adapters.base import BadSettings, StepReport, at_least_fp32
 from adapters.calibration import SourceStatistics
 from adapters.classification import (
     Answer,
@@ -38,7 +38,6 @@ from adapters.classification import (
     Modality,
     Slices,
     TwoStream,
-    at_least_fp32,
     generator,
     require_calibration,
 )

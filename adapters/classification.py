@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from adapters.base import AdapterError, BadSettings, StepReport
+from adapters.base import AdapterError, BadSettings, StepReport, at_least_fp32
 from adapters.calibration import Calibration
 from adapters.settings import MethodSettings
 from adapters.state import AdaptationState
@@ -149,10 +149,6 @@ def require_group(method: ClassifyMethod, model: TwoStream, group: str) -> None:
 def source_values(model: TwoStream, group: str) -> dict[str, Tensor]:
     """Copies of a group's frozen weights, in fp32 (fp64 stays), in module order."""
     return {name: at_least_fp32(model.weights[name]).detach().clone() for name in model.groups[group]}
-
-
-def at_least_fp32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def generator(state: AdaptationState) -> torch.Generator:

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from adapters.base import BadSettings, StepReport
-from adapters.classification import Answer, Artefact, Inputs, Slices, TwoStream, at_least_fp32
+from adapters.base import BadSettings, StepReport, at_least_fp32
+from adapters.classification import Answer, Artefact, Inputs, Slices, TwoStream
 from adapters.losses import softmax_entropy
 from adapters.settings import MethodSettings
 from adapters.state import AdaptationState

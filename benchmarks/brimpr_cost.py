@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapters.base import at_least_fp32
 from adapters.brimpr import BriMPR, Passes, pick
 from adapters.calibration import Calibration, source_statistics
-from adapters.classification import at_least_fp32
 from adapters.optimizer import gradients
 from adapters.state import AdaptationState
 from encoders.audiovisual import AVInputs

@@ -6,6 +6,7 @@ Letters: B queries of a batch, D features, H x W pixels of the encoder's input, 
 from __future__ import annotations
 
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -267,7 +268,7 @@ def new_id() -> str:
 
 
 @dataclass(frozen=True)
-class QueryJob:
+class QueryJob(ABC):
     """Queries of one request, one kind and at most one batch: what the queue holds and the worker answers.
 
     kind            what the queries are; those of different kinds are not encoded together
@@ -287,8 +288,9 @@ class QueryJob:
     trace: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
     @property
+    @abstractmethod
     def asked(self) -> Sequence[Query | Sample]:
-        raise NotImplementedError
+        """Its queries, in order."""
 
     @property
     def kind(self) -> str:

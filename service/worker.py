@@ -3,12 +3,12 @@
 It takes jobs from the queue and settles each exactly once, together with what the job has changed: a
 state is stored in the same step in which its queries leave the queue. Where that step is refused, because
 another worker owns the stream by now, everything about it is dropped here. Whatever takes long (an
-adaptation, encoding gallery items) is a *task*: a generator that the loop advances slice by slice, answering
-one waiting batch between two slices. There is at most one task that a client waits for (foreground) and one
+adaptation, encoding gallery items) is *work*: a generator that the loop advances slice by slice, answering
+one waiting batch between two slices. There is at most one that a client waits for (foreground) and one
 that none waits for (background: an adaptation on gathered queries).
 
 Order: jobs of one stream are taken in the order they came. A stream's synchronous batch is taken only
-when no task of that stream is under way; its control jobs only when no foreground one is.
+when no work of that stream is under way; its control jobs only when no foreground one is.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ _CLIENTS_MISTAKES = (ServiceError, GalleryError, AdapterError, EncoderError)
 """Errors that are part of an answer; anything else is a fault of ours and is logged with its traceback."""
 
 Action = Callable[[ControlJob], Any]
-"""Returns the answer, or a generator that returns it (a task)."""
+"""Returns the answer, or a generator that returns it (work)."""
 
 
 @dataclass
-class _Task:
-    """Work that the loop advances.
+class _Work:
+    """What the loop advances.
 
     jobs       those that wait for it
     preparing  whether they cannot even be answered before it has gone further
@@ -87,8 +87,8 @@ class Worker:
         self._settings = settings
         self._metrics = metrics
         self._actions = actions
-        self._foreground: _Task | None = None
-        self._background: _Task | None = None
+        self._foreground: _Work | None = None
+        self._background: _Work | None = None
         self._gatherings = Gatherings(
             GatherLimits(
                 batch_size=settings.batch_size,
@@ -168,8 +168,8 @@ class Worker:
 
     def _is_preparing(self, stream: str | None) -> bool:
         """Whether earlier queries of the stream are still to be answered: later ones do not overtake them."""
-        task = self._foreground
-        return task is not None and task.preparing and stream is not None and task.stream == stream
+        work = self._foreground
+        return work is not None and work.preparing and stream is not None and work.stream == stream
 
     def _idle_for_s(self) -> float:
         if self._streams.saving:
@@ -194,24 +194,24 @@ class Worker:
 
     def _refuse_the_rest(self) -> None:
         error = NotReady("shutting down")
-        for task in (self._foreground, self._background):
-            if task is not None:
-                task.slices.close()
-                self._queue.leave(task.jobs, error)
+        for work in (self._foreground, self._background):
+            if work is not None:
+                work.slices.close()
+                self._queue.leave(work.jobs, error)
         while jobs := self._queue.take(max_items=1 << 30, max_wait_s=0, timeout_s=0, accept=lambda job: True):
             self._fail(jobs, error)
 
-    def _advance(self, task: _Task) -> _Task | None:
-        """One slice further; None when the task has ended, in whatever way."""
+    def _advance(self, work: _Work) -> _Work | None:
+        """One slice further; None when it has ended, in whatever way."""
         try:
-            with tracing.attach(task.trace), tracing.span("adapt", stream=task.stream or ""):
-                next(task.slices)
+            with tracing.attach(work.trace), tracing.span("adapt", stream=work.stream or ""):
+                next(work.slices)
         except StopIteration:
             return None
         except Exception as error:
-            self._fail(task.jobs, error)
+            self._fail(work.jobs, error)
             return None
-        return task
+        return work
 
     def _handle(self, jobs: list[Job]) -> None:
         try:
@@ -255,7 +255,7 @@ class Worker:
         if not isinstance(answer, Generator):
             self._settle_control(job, answer)
             return
-        self._foreground = _Task(self._settled(job, answer), job.stream, [job])
+        self._foreground = _Work(self._settled(job, answer), job.stream, [job])
 
     def _settled(self, job: ControlJob, slices: Generator[None, None, Any]) -> Generator[None, None, None]:
         self._settle_control(job, (yield from slices))
@@ -280,11 +280,11 @@ class Worker:
         else:
             slices = self._answer_prepared(taken)
         if slices is not None:
-            self._foreground = _Task(slices, stream_of(first), list(jobs), first.trace, preparing)
+            self._foreground = _Work(slices, stream_of(first), list(jobs), first.trace, preparing)
 
     def _prepare_and_answer(self, taken: Taken) -> Generator[None, None, None]:
         yield from taken.batch.prepare()
-        assert self._foreground is not None  # it is this task
+        assert self._foreground is not None  # it is this work
         self._foreground.preparing = False
         slices = self._answer_prepared(taken)
         if slices is not None:
@@ -387,7 +387,7 @@ class Worker:
             answer_before_last_update=self._settings.answer_before_last_update,
         )
         if not self._commit(stream, track, outcome, taken.batch.size):
-            # Control jobs of the stream wait for this task: it can only have gone to another worker.
+            # Control jobs of the stream wait for this work: it can only have gone to another worker.
             raise LostOwnership(f"stream {stream.name!r} is another worker's now")
         state = self._streams.write(stream.name)
         self._queue.settle(Settlement(results=answered, finished=taken.jobs, state=state))
@@ -418,7 +418,7 @@ class Worker:
             return
         batch = self._gatherings.next_batch(is_current=self._still_there, everything=everything)
         if batch is not None:
-            self._background = _Task(_kept(batch.stream, self._adapt_only(batch)), batch.stream.name)
+            self._background = _Work(_kept(batch.stream, self._adapt_only(batch)), batch.stream.name)
 
     def _adapt_only(self, gathered: GatheredBatch) -> Generator[None, None, None]:
         """Learn from gathered queries. Whatever comes of it, they leave the gathering."""
