@@ -13,7 +13,7 @@ variances of unit embeddings are small, and the sums of the M-step cancel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -369,6 +369,36 @@ def fit(
 
     Raises BadEmbeddings: no sample has anything, or the latent is no natural number.
     """
+    slices = fitting(
+        samples,
+        latent,
+        seed=seed,
+        most_iterations=most_iterations,
+        tolerance=tolerance,
+        form=form,
+        start=start,
+    )
+    number = 0
+    while True:
+        try:
+            on_iteration(number, next(slices))
+        except StopIteration as ended:
+            fitted: Fitted = ended.value
+            return fitted
+        number += 1
+
+
+def fitting(
+    samples: Samples,
+    latent: int,
+    *,
+    seed: int = 0,
+    most_iterations: int = 200,
+    tolerance: float = 1e-6,
+    form: Form = "joint",
+    start: LatentModel | None = None,
+) -> Generator[float, None, Fitted]:
+    """`fit` in slices: yields the mean log likelihood of a sample in each iteration."""
     if latent < 1:
         raise BadEmbeddings(f"the latent size is {latent}, it has to be 1 at least")
     there = samples.observed.any(1)
@@ -381,7 +411,7 @@ def fit(
     for number in range(most_iterations):
         posterior = infer(model, samples)
         history.append(float(posterior.fit.mean()))
-        on_iteration(number, history[-1])
+        yield history[-1]
         if number and history[-1] - history[-2] < tolerance * abs(history[-2]):
             return Fitted(model, tuple(history), converged=True)
         model = maximise(model, statistics_of(samples, posterior), form=form)
