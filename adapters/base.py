@@ -17,13 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from adapters.settings import MethodSettings
 from adapters.state import AdaptationState
+
+if TYPE_CHECKING:
+    from adapters.completion import Completed, Completion
 
 
 class AdapterError(Exception):
@@ -49,11 +52,16 @@ class Forward:
     queries     [B, D] unit rows; differentiable in the state's parameters when the method learns
     candidates  [B, D] unit rows, constant: each query's nearest gallery vector under the same weights
     step        0-based step within the batch
+    completed   where a calibration completes the queries: the embeddings of all modalities, whose anchors
+                `queries` are; the observed ones differentiable
+    completion  what completed them
     """
 
     queries: Tensor
     candidates: Tensor
     step: int
+    completed: Completed | None = None
+    completion: Completion | None = None
 
 
 @dataclass(frozen=True)

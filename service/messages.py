@@ -16,10 +16,11 @@ import numpy as np
 Task = Literal["retrieve", "classify"]
 Mode = Literal["sync", "async", "off"]
 AskedMode = Literal["auto", "sync", "async", "off"]
-QueryKind = Literal["text", "image", "embedding"]
+QueryKind = Literal["text", "image", "image+text", "embedding"]
 SampleKind = Literal["audio+video", "audio", "video", "image", "text"]
-Target = Literal["image", "text"]
-AskedTarget = Literal["auto", "image", "text"]
+Target = Literal["image", "text", "anchor"]
+"""What of an item is compared: its picture's or text's embedding, or the anchor of both (docs/missing.md)."""
+AskedTarget = Literal["auto", "image", "text", "anchor"]
 Status = Literal["applied", "applying", "queued", "skipped", "undone", "off"]
 
 
@@ -29,7 +30,7 @@ def _bytes(*arrays: np.ndarray | None) -> int:
 
 @dataclass(frozen=True)
 class Query:
-    """One thing to answer: exactly one of the three.
+    """One thing to answer: a text, a picture, both together (a composed query), or an embedding alone.
 
     text       as the client wrote it
     pixels     uint8 [3, H, W], already of the encoder's input size
@@ -43,7 +44,7 @@ class Query:
     @property
     def kind(self) -> QueryKind:
         if self.text is not None:
-            return "text"
+            return "text" if self.pixels is None else "image+text"
         return "image" if self.pixels is not None else "embedding"
 
     @property
@@ -132,6 +133,8 @@ LABELS = "labels:"
 
 TrackKind = QueryKind | Literal["audio+video"]
 TrackTarget = Target | Literal["label"]
+COMPOSED: TrackKind = "image+text"
+"""Queries of galleries with a calibration share a track, whatever they lack."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +160,37 @@ class TrackKey:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One modality of a query, an item or a sample.
+
+    observed    whether it was given; else it was imputed from the others
+    confidence  0..1, how much of it is known; 1 where it was given
+    """
+
+    observed: bool
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """What a query or sample had and what was made up, where a calibration completes it.
+
+    parts    by modality
+    novelty  0..1, the share of clean samples that are less unusual; None: not known
+    """
+
+    parts: Mapping[str, Part]
+    novelty: float | None = None
+
+
+@dataclass(frozen=True)
 class RankedHit:
+    """`parts`: of the item, by modality; None where no calibration completes the gallery's items."""
+
     id: str
     score: float
     payload: Mapping[str, Any]
+    parts: Mapping[str, Part] | None = None
 
 
 @dataclass(frozen=True)
@@ -195,11 +225,15 @@ class Timings:
 
 @dataclass(frozen=True)
 class JobAnswer:
-    """The answer to one job: hits per query in the job's order, best first."""
+    """The answer to one job: hits per query in the job's order, best first.
+
+    completeness  of each query; None where none is completed
+    """
 
     hits: tuple[tuple[RankedHit, ...], ...]
     adaptation: Adaptation
     timings: Timings
+    completeness: tuple[Completeness, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +253,8 @@ class RetrieveAnswer:
     timings: Timings
     gallery: str
     stream: str
+    completeness: tuple[Completeness | None, ...] | None = None
+    """Of each query, where a calibration completes some."""
 
 
 @dataclass(frozen=True)
@@ -236,11 +272,15 @@ class SampleAnswer:
     labels        best first, at most as many as asked for
     entropy_nats  of the probabilities of all labels, 0 <= entropy <= log(labels)
     missing       modalities that the sample lacked, of those that the classifier sees
+    completed_by  what made up for what was missing: the model's own path, or imputation; empty: none was missing
+    completeness  what was imputed and how surely; None where no calibration knows
     """
 
     labels: tuple[LabelScore, ...]
     entropy_nats: float
     missing: tuple[str, ...] = ()
+    completed_by: Literal["", "model", "imputation"] = ""
+    completeness: Completeness | None = None
 
 
 @dataclass(frozen=True)
@@ -315,6 +355,11 @@ class RetrieveJob(QueryJob):
     @property
     def asked(self) -> tuple[Query, ...]:
         return self.queries
+
+    @property
+    def kind(self) -> str:
+        """Of its queries: those of one track may have different modalities (see COMPOSED)."""
+        return self.queries[0].kind
 
 
 @dataclass(frozen=True)
