@@ -272,7 +272,7 @@ class SampleAnswer:
     labels        best first, at most as many as asked for
     entropy_nats  of the probabilities of all labels, 0 <= entropy <= log(labels)
     missing       modalities that the sample lacked, of those that the classifier sees
-    completed_by  what made up for what was missing: the model's own path, or imputation; empty: none was missing
+    completed_by  what made up for what was missing: the model's own path or imputation; empty: nothing was
     completeness  what was imputed and how surely; None where no calibration knows
     """
 
