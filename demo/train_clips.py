@@ -264,7 +264,7 @@ def calibrate(model: CavMae, data: Samples) -> Calibration:
         model, (inputs for (inputs, _), _ in zip(prepared(model, batches, FISHER_BATCH), steps, strict=True))
     )
     about = {"statistics_samples": len(head), "fisher_samples": len(batches), "fisher_batch": FISHER_BATCH}
-    return Calibration(model.fingerprint, source_statistics(model, inputs), fisher, about)
+    return Calibration(model.fingerprint, source_statistics(model, inputs), fisher, about=about)
 
 
 # ------------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def _calibrate(
         "fisher_samples": len(rest),
         "fisher_batch": batch_size,
     }
-    save_calibration(Calibration(model.fingerprint, statistics, fisher, about), out)
+    save_calibration(Calibration(model.fingerprint, statistics, fisher, about=about), out)
     typer.echo(
         f"{out}: source statistics of {len(head)} samples"
         + (f", Fisher values of {len(rest)}" if rest else "")
