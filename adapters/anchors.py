@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _SMALLEST = 1e-12
+_NEAR = 1e-5
+"""Eigenvalues this close count as the same: the direction between their vectors is anyone's guess."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,32 @@ class Anchors:
 
 
 def anchors_of(columns: Tensor) -> Anchors:
-    """Differentiable where the largest singular value is not met by the second."""
-    values, vectors = torch.linalg.eigh(columns.transpose(1, 2) @ columns)  # ascending
-    singular = values.flip(1).clamp_min(_SMALLEST).sqrt()
-    leading = (columns @ vectors[:, :, -1:]).squeeze(2) / singular[:, :1]
+    """Differentiable; where the largest singular value is met by the second, in no direction between them."""
+    gram = columns.transpose(1, 2) @ columns
+    vectors, values = _eigen(gram)
+    singular = values.clamp_min(_SMALLEST).sqrt()
+    leading = (columns @ vectors[:, :, None]).squeeze(2) / singular[:, :1]
     sign = torch.where((leading * columns.sum(2)).sum(1) < 0, -1.0, 1.0).to(leading.dtype)
     return Anchors(leading * sign[:, None], singular)
+
+
+def _eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """The leading eigenvector [B, k] of symmetric matrices [B, k, k], and all eigenvalues, descending.
+
+    The derivative is the first-order perturbation. That of `torch.linalg.eigh` is NaN wherever two
+    eigenvalues are the same, also two of the smallest, as they are of modalities that agree.
+    """
+    with torch.no_grad():
+        values, vectors = torch.linalg.eigh(gram)  # ascending
+        gaps = values[:, -1:] - values[:, :-1]
+        closeness = gaps / (gaps.square() + _NEAR**2)
+    along = vectors.transpose(1, 2) @ gram @ vectors
+    values = along.diagonal(dim1=1, dim2=2).flip(1)
+    if not gram.requires_grad:
+        return vectors[:, :, -1], values
+    change = vectors[:, :, :-1].transpose(1, 2) @ ((gram - gram.detach()) @ vectors[:, :, -1:])
+    turned = vectors[:, :, :-1] @ (closeness[:, :, None] * change)
+    return vectors[:, :, -1] + turned.squeeze(2), values
 
 
 def singular_values(columns: Tensor) -> Tensor:

@@ -99,6 +99,7 @@ class BriMPR:
     adapts = True
     needs: frozenset[Artefact] = frozenset({"statistics"})
     fewest = 2
+    takes_incomplete = False
 
     def __init__(
         self,

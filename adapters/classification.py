@@ -26,7 +26,7 @@ from adapters.state import AdaptationState
 
 Modality = Literal["audio", "video"]
 Values = Mapping[str, Tensor]
-Artefact = Literal["statistics", "fisher"]
+Artefact = Literal["statistics", "fisher", "completion"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ class ClassifyMethod(Protocol):
     """What the model's calibration has to hold."""
     fewest: int
     """Samples that a batch needs for the method to learn from it."""
+    takes_incomplete: bool
+    """Whether it also learns from samples that lack a modality."""
 
     @property
     def settings(self) -> MethodSettings: ...
@@ -119,7 +121,9 @@ class ClassifyMethod(Protocol):
         """Logits [B, C] under a state. Reads only; also for samples that lack a modality."""
 
     def adapt(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Slices:
-        """Learn from one complete batch, changing `state`, whose parameters are leaves of the graph.
+        """Learn from one batch, changing `state`, whose parameters are leaves of the graph.
+
+        The batch is complete, unless the method `takes_incomplete`.
 
         Yields the batch's answer once, as soon as it is known and whether an update follows, and None
         wherever other batches may be answered meanwhile. Returns what became of it; where that is not
@@ -133,8 +137,8 @@ def require_calibration(method: ClassifyMethod, model: TwoStream) -> None:
     missing = sorted(method.needs - held)
     if missing:
         raise CalibrationMissing(
-            f"{method.name} needs {' and '.join(missing)} of clean samples, which this model has not; "
-            "measure them with `attune calibrate`"
+            f"{method.name} needs a calibration with {' and '.join(missing)} of clean samples, which this "
+            "model has not; make one with `attune calibrate`"
         )
 
 

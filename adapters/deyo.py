@@ -63,6 +63,7 @@ class DeYOClassifier:
     adapts = True
     needs: frozenset[Artefact] = frozenset()
     fewest = 1
+    takes_incomplete = False
 
     def __init__(self, settings: DeYOClassifierSettings | None = None, *, noise: Noise | None = None) -> None:
         """`noise` replaces the random numbers that patches are sorted by, [n, patches], audio first."""

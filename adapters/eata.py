@@ -56,6 +56,7 @@ class EATAClassifier:
     name = "eata"
     adapts = True
     fewest = 1
+    takes_incomplete = False
 
     def __init__(self, settings: EATAClassifierSettings | None = None) -> None:
         self.settings = settings or EATAClassifierSettings()

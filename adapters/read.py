@@ -34,6 +34,7 @@ class READClassifier:
     adapts = True
     needs: frozenset[Artefact] = frozenset()
     fewest = 1
+    takes_incomplete = False
 
     def __init__(self, settings: READClassifierSettings | None = None) -> None:
         self.settings = settings or READClassifierSettings()

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from adapters.base import BadSettings, Method, UnknownMethod
 from adapters.brimpr import BriMPR, BriMPRSettings
+from adapters.calmrl import CalMRL, CalMRLClassifier, CalMRLClassifierSettings, CalMRLSettings
 from adapters.classification import ClassifyMethod
 from adapters.deyo import DeYOClassifier, DeYOClassifierSettings
 from adapters.eata import EATAClassifier, EATAClassifierSettings
@@ -38,6 +39,9 @@ METHODS: Mapping[str, Registered] = {
     "tcr": Registered(TCRSettings, TCR, "Norm parameters learn per batch (TCR, ICLR 2025)."),
     "tcr_untrain": Registered(
         TCRUntrainSettings, TCRUntrain, "Queries are rectified without training (TCR, Eq. 12-13)."
+    ),
+    "calmrl": Registered(
+        CalMRLSettings, CalMRL, "Queries align with what was imputed for them (CalMRL, ICML 2026)."
     ),
 }
 """Methods of retrieval."""
@@ -68,6 +72,11 @@ CLASSIFY_METHODS: Mapping[str, Registered] = {
     ),
     "brimpr": Registered(
         BriMPRSettings, BriMPR, "Prompts realign each modality, then both (BriMPR, AAAI 2026)."
+    ),
+    "calmrl": Registered(
+        CalMRLClassifierSettings,
+        CalMRLClassifier,
+        "Learns from samples that lack sound or picture, too (CalMRL, ICML 2026).",
     ),
 }
 """Methods of classification."""

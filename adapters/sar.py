@@ -52,6 +52,7 @@ class SARClassifier:
     adapts = True
     needs: frozenset[Artefact] = frozenset()
     fewest = 1
+    takes_incomplete = False
 
     def __init__(self, settings: SARClassifierSettings | None = None) -> None:
         self.settings = settings or SARClassifierSettings()

@@ -56,6 +56,7 @@ class SourceClassifier:
     adapts = False
     needs: frozenset[Artefact] = frozenset()
     fewest = 1
+    takes_incomplete = False
 
     def __init__(self, settings: SourceSettings | None = None) -> None:
         self.settings = settings or SourceSettings()

@@ -51,6 +51,7 @@ class T3A:
     adapts = True
     needs: frozenset[Artefact] = frozenset()
     fewest = 1
+    takes_incomplete = False
 
     def __init__(self, settings: T3ASettings | None = None) -> None:
         self.settings = settings or T3ASettings()

@@ -32,6 +32,7 @@ class TentClassifier:
     adapts = True
     needs: frozenset[Artefact] = frozenset()
     fewest = 1
+    takes_incomplete = False
 
     def __init__(self, settings: TentClassifierSettings | None = None) -> None:
         self.settings = settings or TentClassifierSettings()

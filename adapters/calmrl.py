@@ -1,0 +1,249 @@
+"""CalMRL: streams whose samples lack modalities learn from what was imputed (ICML 2026; methods.md 4.6-4.7).
+
+A completion (adapters/completion.py) makes what a batch lacks from what it has. Norm parameters then learn,
+by the singular values and the anchors of each sample's unit columns, observed and imputed:
+
+    L_align     -log softmax(sigma / tau1)_1: the modalities of a sample point to one direction
+    L_instance  cross-entropy of U U^T / tau2 against the diagonal: samples keep theirs apart
+
+Imputing and aligning are two steps: what was imputed is constant for the gradient. And the completion goes on
+learning, by online EM, from the batches that have everything; what was imputed never teaches it.
+
+Ours: a batch of one learns by L_align alone, because L_instance needs another sample; a batch smaller than
+`FULL_BATCH` moves the completion by its share of one; the published matching loss needs a cross-encoder and is
+left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adapters.anchors import alignment_loss, anchors_of, instance_loss
+from adapters.base import Forward, StepReport, at_least_fp32
+from adapters.classification import (
+    Answer,
+    Artefact,
+    Inputs,
+    Slices,
+    TwoStream,
+    require_calibration,
+    require_group,
+    source_values,
+)
+from adapters.completion import Completed, Completion, remember, remembered
+from adapters.optimizer import AdamWSettings, descend
+from adapters.settings import MethodSettings
+from adapters.state import AdaptationState
+
+PARTS = ("audio", "video", "fused")
+"""What a classifier's completion completes."""
+FULL_BATCH = 64
+"""Complete samples that move the completion by the whole rate."""
+_T0, _KAPPA = 6.0, 0.7
+
+
+class _LossSettings(MethodSettings):
+    """What both tasks have in common."""
+
+    alignment_temperature: float = Field(0.05, gt=0, le=10, description="tau1 of L_align.")
+    instance_temperature: float = Field(0.1, gt=0, le=10, description="tau2 of L_instance.")
+    weight_instance: float = Field(1.0, ge=0, le=100, description="Weight of L_instance.")
+    online: bool = Field(True, description="Whether the completion learns from complete batches.")
+    forget: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="How much of what the completion knows a batch replaces; none given: (t + 6)^-0.7 of "
+        "batch t. For streams that drift: 0.02 to 0.1.",
+    )
+
+
+class CalMRLSettings(_LossSettings):
+    steps: int = Field(1, ge=1, le=20, description="Forward, loss, backward and update per batch.")
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="AdamW.")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="AdamW, decoupled.")
+
+
+class CalMRLClassifierSettings(_LossSettings):
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Adam.")
+    group: Literal["norms", "early_norms", "joint_attention"] = Field(
+        "norms", description="Which weights learn."
+    )
+
+
+def losses(columns: Tensor, anchors: Tensor, settings: _LossSettings) -> dict[str, Tensor]:
+    """Unit columns [B, D, M] and anchors [B, D] -> scalars; no `instance` of a batch of one."""
+    terms = {"align": alignment_loss(columns, temperature=settings.alignment_temperature)}
+    if len(anchors) > 1:
+        terms["instance"] = instance_loss(anchors, temperature=settings.instance_temperature)
+    return terms
+
+
+def _total(terms: Mapping[str, Tensor], settings: _LossSettings) -> Tensor:
+    if "instance" not in terms:
+        return terms["align"]
+    return terms["align"] + settings.weight_instance * terms["instance"]
+
+
+def held(completed: Completed) -> Completed:
+    """The same, what was imputed being constant, everything in fp32 at least."""
+    parts = {
+        name: at_least_fp32(part if name in completed.observed else part.detach())
+        for name, part in completed.embeddings.items()
+    }
+    return replace(completed, embeddings=parts)
+
+
+def rate(completion: Completion, samples: int, forget: float | None) -> float:
+    """How much of its running sums a batch of so many complete samples replaces."""
+    step = forget if forget is not None else (completion.batches + 1 + _T0) ** -_KAPPA
+    return step * min(1.0, samples / FULL_BATCH)
+
+
+def go_on(
+    state: AdaptationState, completion: Completion, completed: Completed, settings: _LossSettings
+) -> None:
+    """One step of online EM from a complete batch, into `state`; where that has no solution all stays."""
+    if not settings.online or not completed.complete or not completion.statistics:
+        return
+    observed = {name: part.detach() for name, part in completed.embeddings.items()}
+    samples = len(next(iter(observed.values())))
+    try:
+        learned = completion.learned(observed, rate=rate(completion, samples, settings.forget))
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # sums of no samples, from outside
+        return
+    if all(
+        bool(torch.isfinite(value).all())
+        for loading in learned.model.loadings
+        for value in (loading.weight, loading.mean, loading.noise)
+    ):
+        remember(state, learned)
+
+
+class CalMRL:
+    """For queries that a gallery's calibration completes; others are answered and not learned from."""
+
+    name = "calmrl"
+    adapts = True
+    learns = True
+    rectifies = False
+    predict_after_update = False
+
+    def __init__(self, settings: CalMRLSettings | None = None) -> None:
+        self.settings = settings or CalMRLSettings()
+        self.steps = self.settings.steps
+        self._adamw = AdamWSettings(self.settings.learning_rate, self.settings.weight_decay)
+
+    def initial_state(self, *, fingerprint: str, parameters: Mapping[str, Tensor]) -> AdaptationState:
+        copies = {name: value.detach().clone() for name, value in parameters.items()}
+        return AdaptationState(method=self.name, fingerprint=fingerprint, parameters=copies)
+
+    def observe(self, state: AdaptationState, forward: Forward) -> None:
+        """It remembers no queries; the completion learns behind the last update."""
+
+    def answer(self, state: AdaptationState, forward: Forward) -> Tensor:
+        return forward.queries.detach()
+
+    def answer_alone(self, state: AdaptationState, queries: Tensor) -> Tensor:
+        return queries
+
+    def learn(self, state: AdaptationState, forward: Forward) -> StepReport:
+        if forward.completed is None or forward.completion is None:
+            return StepReport.skipped("calmrl learns from queries that a gallery's calibration completes")
+        completed, completion = held(forward.completed), forward.completion
+        terms = losses(completed.columns, completion.anchors(completed), self.settings)
+        loss = _total(terms, self.settings)
+        finite = descend(loss, state, self._adamw)
+        if forward.step == self.steps - 1 and completed.complete and bool(finite):
+            own = remembered(state, completion.modalities)
+            go_on(state, own or completion, completed, self.settings)
+        found = {name: value.detach() for name, value in terms.items()}
+        return StepReport(losses=found, applied=True, finite=finite)
+
+    @torch.no_grad()
+    def drift(self, state: AdaptationState, forward: Forward) -> Mapping[str, Tensor]:
+        """novelty: of the batch's mean sample among clean ones, 0..1; imputed: the share of parts."""
+        if forward.completed is None or forward.completion is None:
+            return {}
+        parts = forward.completed
+        observed = {name: parts.embeddings[name] for name in parts.embeddings if name in parts.observed}
+        novelty = forward.completion.novelty_of(observed).mean()
+        return {"novelty": novelty, "imputed": novelty.new_tensor(len(parts.imputed) / len(parts.embeddings))}
+
+
+class CalMRLClassifier:
+    """Its columns are what tower features and fused feature say of the latent (`Completion.views`)."""
+
+    name = "calmrl"
+    adapts = True
+    needs: frozenset[Artefact] = frozenset({"completion"})
+    fewest = 1
+    takes_incomplete = True
+
+    def __init__(self, settings: CalMRLClassifierSettings | None = None) -> None:
+        self.settings = settings or CalMRLClassifierSettings()
+        self._adam = AdamWSettings(self.settings.learning_rate, weight_decay=0.0)
+
+    def check(self, model: TwoStream) -> None:
+        require_calibration(self, model)
+        require_group(self, model, self.settings.group)
+
+    def initial_state(self, model: TwoStream) -> AdaptationState:
+        self.check(model)
+        values = source_values(model, self.settings.group)
+        return AdaptationState(self.name, model.fingerprint, values)
+
+    @torch.no_grad()
+    def predict(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Tensor:
+        logits: Tensor = model.forward(inputs, state.parameters).logits
+        return logits
+
+    def adapt(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Slices:
+        observed = _representations(model, inputs, state.parameters)
+        if "fused" in observed:
+            logits = model.head(observed["fused"], state.parameters)[0].detach()
+        else:
+            logits = self.predict(model, state, inputs)
+        yield Answer(logits)
+        completion = completion_of(model, state)
+        completed = held(completion.complete(observed))
+        columns = completion.views(completed)
+        terms = losses(columns, anchors_of(columns).vectors, self.settings)
+        loss = _total(terms, self.settings)
+        if not loss.requires_grad:
+            lacking = " and ".join(completed.imputed)
+            return StepReport.skipped(f"{self.settings.group} has no part in samples without {lacking}")
+        finite = descend(loss, state, self._adam, also={"logits": logits})
+        if completed.complete and bool(finite):
+            go_on(state, completion, completed, self.settings)
+        found = {name: value.detach() for name, value in terms.items()}
+        return StepReport(losses=found, applied=True, finite=finite)
+
+
+def completion_of(model: TwoStream, state: AdaptationState) -> Completion:
+    """The state's own, else the model's."""
+    own = remembered(state, PARTS)
+    if own is not None:
+        return own
+    assert model.calibration is not None  # `check` has seen it
+    assert model.calibration.completion is not None
+    return model.calibration.completion
+
+
+def _representations(model: TwoStream, inputs: Inputs, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stand-in."""
+    tokens = {
+        modality: model.tower_packed(modality, [embedded], values=values)[0].tokens
+        for modality, embedded in model.embed(inputs, values).items()
+    }
+    found = {str(modality): part.mean(1) for modality, part in tokens.items()}
+    if len(tokens) == 2:
+        both = torch.cat([tokens["audio"], tokens["video"]], dim=1)
+        found["fused"] = model.joint_packed([(both, "plain")], values)[0]
+    return found
