@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,14 +32,29 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Positions: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
-Target = Literal["image", "text"]
+Target = Literal["image", "text", "anchor"]
 TARGETS: tuple[Target, ...] = get_args(Target)
+"""In the order that the checksums of stored items have them, anchors last."""
+
+ANCHOR: Target = "anchor"
+"""Made by a calibration from what an item has and what was imputed; all others are observed."""
+MODALITIES: tuple[Target, ...] = tuple(target for target in TARGETS if target != ANCHOR)
+"""What an item may have by itself."""
 
 IndexKind = Literal["flat", "ivf", "hnsw", "torch"]
 KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
 
 REMEDY = "restore the file from a backup, or delete the gallery and add its items again"
 """For a damaged gallery."""
+
+
+class CalibrationMark(NamedTuple):
+    """Which calibration makes a gallery's anchors."""
+
+    name: str
+    """As its server calls it."""
+    digest: str
+    """Of its content: the name may mean another one elsewhere."""
 
 
 class GalleryError(Exception):
@@ -84,7 +99,7 @@ class BadName(GalleryError):
 
 
 class BadItem(GalleryError):
-    """The item's id, payload or text cannot be stored, or it has no vector."""
+    """The item's id, payload or text cannot be stored, or it lacks a vector or has one too many."""
 
 
 class BadVector(GalleryError):

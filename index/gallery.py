@@ -1,4 +1,7 @@
-"""A gallery: items with ids and payloads, and one vector index for each target modality.
+"""A gallery: items with ids and payloads, and one vector index for each target.
+
+Targets are the modalities that items have by themselves and, in a gallery with a calibration, the anchors
+that it makes from them. The vectors come from elsewhere.
 
 Letters: B queries, G items that have a vector of the target, D features, k wanted hits.
 """
@@ -9,15 +12,19 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from itertools import compress, islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from index.base import (
+    ANCHOR,
+    MODALITIES,
     REMEDY,
     TARGETS,
     BadVector,
+    CalibrationMark,
     DuplicateId,
     Floats,
     GalleryCorrupt,
@@ -42,7 +49,7 @@ class Place(NamedTuple):
 
     sequence: int
     id: str
-    targets: set[Target]
+    modalities: frozenset[Target]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +115,7 @@ class Gallery:
     Other processes may hold the same journal. What they have changed is taken over by `refresh` and before
     each change of this one's, never in between.
 
-    A replaced item keeps its place, unless the modalities of its vectors change: then it moves to the end. So
+    A replaced item keeps its place, unless the modalities that it has change: then it moves to the end. So
     every vector index is in the order of the items, and two galleries at the same generation have the same
     positions, whether they were loaded, followed or made the changes.
 
@@ -124,6 +131,7 @@ class Gallery:
         created_at: float,
         *,
         created_by: str = "",
+        calibration: CalibrationMark | None = None,
         journal: Journal | None = None,
         device: str | None = None,
     ) -> None:
@@ -132,6 +140,7 @@ class Gallery:
         Args:
             created_at: in seconds since 1970.
             created_by: whatever the maker wants to know it by.
+            calibration: what makes the items' anchors; every item must then have one. None: none may.
             device: for the torch backend.
         """
         self.name = name
@@ -140,6 +149,7 @@ class Gallery:
         self.settings = settings
         self.created_at = created_at
         self.created_by = created_by
+        self.calibration = calibration
         self.generation = 0
         """Grows by one with each change."""
         self._journal = journal
@@ -151,7 +161,11 @@ class Gallery:
         self._unusable: str | None = None
 
     def _empty_shelves(self) -> dict[Target, _Shelf]:
-        return {target: _Shelf(self.settings, self.dimension, self._device) for target in TARGETS}
+        held = MODALITIES if self.calibration is None else TARGETS
+        return {target: self._empty_shelf() for target in held}
+
+    def _empty_shelf(self) -> _Shelf:
+        return _Shelf(self.settings, self.dimension, self._device)
 
     # Items
 
@@ -162,16 +176,17 @@ class Gallery:
         return item_id in self._records
 
     def count(self, target: Target) -> int:
-        """Items that have a vector of this modality."""
-        return len(self._shelf(target).members)
+        """Items that have a vector of this target."""
+        check_target(target)
+        return len(self._shelves[target].members) if target in self._shelves else 0
 
     def counts(self) -> dict[str, int]:
         """Numbers of "items" and of vectors of each target."""
         return {"items": len(self), **{target: self.count(target) for target in TARGETS}}
 
     def targets(self) -> tuple[Target, ...]:
-        """Modalities of which there are vectors."""
-        return tuple(target for target in TARGETS if self._shelves[target].members)
+        """Those of which there are vectors."""
+        return tuple(target for target in TARGETS if self.count(target))
 
     def get(self, item_id: str) -> Item:
         """The item with its stored unit vectors; raises ItemNotFound."""
@@ -190,8 +205,10 @@ class Gallery:
     def _item(self, record: Record, *, with_vectors: bool) -> Item:
         vectors: dict[Target, Floats] = {}
         if with_vectors:
-            shelves = self._shelves.items()
-            vectors = {target: shelf.vector(record) for target, shelf in shelves if shelf.holds(record)}
+            held = self._targets_of(record)
+            vectors = {
+                target: shelf.vector(record) for target, shelf in self._shelves.items() if target in held
+            }
         return Item(id=record.id, payload=record.payload, text=record.text, vectors=vectors)
 
     # Changes
@@ -206,7 +223,7 @@ class Gallery:
         self._require_usable()
         if not items:
             return UpsertReport(0, 0)
-        written = prepare(items, self.dimension)
+        written = prepare(items, self.dimension, anchored=self.calibration is not None)
         _require_distinct(written)
         with self._transaction(write=True):
             moved = self._order(written)
@@ -283,14 +300,11 @@ class Gallery:
 
     def _outdated(self, changes: Changes) -> list[str]:
         """Ids of the items that are gone, or are to come again at another place."""
-        known = [place for place in changes.places if place.id in self._records]
-        records = [self._records[place.id] for place in known]
-        held = {target: shelf.held(records) for target, shelf in self._shelves.items()}
+        known = ((place, self._records[place.id]) for place in changes.places if place.id in self._records)
         moved = (
             place.id
-            for row, (place, record) in enumerate(zip(known, records, strict=True))
-            if place.sequence != record.sequence
-            or any(held[target][row] != (target in place.targets) for target in TARGETS)
+            for place, record in known
+            if (place.sequence, place.modalities) != (record.sequence, record.modalities)
         )
         gone = (item_id for item_id in changes.removed if item_id in self._records)
         return list(dict.fromkeys([*gone, *moved]))
@@ -301,7 +315,7 @@ class Gallery:
         sequence = self._next_sequence
         for record in written:
             old = self._records.get(record.id)
-            if old is not None and self._modalities(old) == set(record.vectors):
+            if old is not None and old.modalities == record.modalities:
                 record.sequence = old.sequence
                 continue
             if old is not None:
@@ -310,8 +324,9 @@ class Gallery:
             sequence += 1
         return moved
 
-    def _modalities(self, record: Record) -> set[Target]:
-        return {target for target, shelf in self._shelves.items() if shelf.holds(record)}
+    def _targets_of(self, record: Record) -> frozenset[Target]:
+        """Of its vectors, with the anchor."""
+        return record.modalities if self.calibration is None else record.modalities | {ANCHOR}
 
     def _save(self, written: Sequence[Record], removed: Sequence[str]) -> None:
         if self._journal is not None:
@@ -333,7 +348,7 @@ class Gallery:
     def _counts_after(self, written: Sequence[Record], removed: Sequence[str]) -> dict[str, int]:
         counts = Counter(self.counts())
         for item_id in removed:
-            counts.subtract(["items", *self._modalities(self._records[item_id])])
+            counts.subtract(["items", *self._targets_of(self._records[item_id])])
         gone = set(removed)
         for record in written:
             if record.id in gone or record.id not in self._records:
@@ -343,7 +358,7 @@ class Gallery:
     def _apply(self, written: Sequence[Record], removed: Sequence[str]) -> None:
         gone = [self._records.pop(item_id) for item_id in removed]
         for target, shelf in self._shelves.items():
-            shelf.remove([record for record in gone if shelf.holds(record)])
+            shelf.remove([record for record in gone if target in self._targets_of(record)])
             shelf.put([record for record in written if target in record.vectors], target)
         for record in written:
             # The index has the vectors and the journal the JSON.
@@ -409,7 +424,7 @@ class Gallery:
         members = self._shelf(target).members
         return [
             [
-                Hit(members[position].id, score, members[position].payload)
+                Hit((record := members[position]).id, score, record.payload, record.modalities)
                 for score, position in zip(row_scores, row, strict=True)
                 if position >= 0
             ]
@@ -428,6 +443,12 @@ class Gallery:
         places, held = shelf._find([self._records[ids[row]] for row in known])
         found[known] = np.where(held, places, -1)
         return found
+
+    def places_of_all(self, targets: Sequence[Target]) -> list[Positions]:
+        """Where the items stand that have a vector of every target: [N] a target, in the items' order."""
+        shelves = [self._shelf(target) for target in targets]
+        common = reduce(np.intersect1d, (shelf._sequences for shelf in shelves))
+        return [np.searchsorted(shelf._sequences, common).astype(np.int64) for shelf in shelves]
 
     def matrix(self, target: Target) -> Floats:
         """All vectors of the target [G, D], read-only, to be used before the next change."""
@@ -456,11 +477,15 @@ class Gallery:
 
     def _shelf(self, target: Target) -> _Shelf:
         check_target(target)
+        if (
+            target not in self._shelves
+        ):  # Anchors, of a gallery that has none and mostly is not asked for them.
+            self._shelves[target] = self._empty_shelf()
         return self._shelves[target]
 
 
 def _in_words(counts: Mapping[str, int]) -> str:
-    return "{items} items, {image} image and {text} text vectors".format(**counts)
+    return "{items} items with {image} image, {text} text and {anchor} anchor vectors".format(**counts)
 
 
 def _require_distinct(records: Sequence[Record]) -> None:
@@ -470,7 +495,7 @@ def _require_distinct(records: Sequence[Record]) -> None:
 
 
 class _Shelf:
-    """The vectors of one modality: an index, and the record at each of its positions.
+    """The vectors of one target: an index, and the record at each of its positions.
 
     Records stand in order of their sequence, so a record's position is found by bisection and nothing need be
     renumbered when one is removed.
@@ -480,13 +505,6 @@ class _Shelf:
         self.index = make_index(settings, dimension, device)
         self.members: list[Record] = []
         self._sequences: Positions = np.empty(0, dtype=np.int64)
-
-    def holds(self, record: Record) -> bool:
-        return bool(self.held([record])[0])
-
-    def held(self, records: Sequence[Record]) -> Mask:
-        """Which of the records are here [N]."""
-        return self._find(records)[1]
 
     def _find(self, records: Sequence[Record]) -> tuple[Positions, Mask]:
         """Where each record stands or would stand, and whether it does."""

@@ -6,13 +6,14 @@ Letters: N items, D features.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from index.base import TARGETS, BadItem, BadVector, Floats, Mask, Target, UnknownTarget
+from index.base import ANCHOR, MODALITIES, TARGETS, BadItem, BadVector, Floats, Mask, Target, UnknownTarget
 
 MAX_ID_LENGTH = 512
 # Rows whose length differs from 1 by no more are stored bit for bit; rounding in fp32 stays below it.
@@ -22,7 +23,11 @@ _ZERO_LENGTH = 1e-20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """One thing to find. `vectors` holds [D] for "image", "text" or both; they are stored with length 1."""
+    """One thing to find.
+
+    `vectors` holds [D] for "image", "text" or both and, in a gallery with a calibration, for "anchor". They
+    are stored with length 1.
+    """
 
     id: str
     payload: Mapping[str, Any] = field(default_factory=dict)
@@ -36,6 +41,8 @@ class Hit(NamedTuple):
     id: str
     score: float
     payload: Mapping[str, Any]
+    modalities: frozenset[Target]
+    """Of the vectors that the item has by itself, so without "anchor"."""
 
 
 class UpsertReport(NamedTuple):
@@ -54,15 +61,20 @@ class Record:
     text: str | None
     vectors: dict[Target, Floats]
     """[D] each; emptied when the vector index has taken them."""
+    modalities: frozenset[Target]
+    """As in `Hit`; they stay when `vectors` is emptied."""
 
 
-def prepare(items: Sequence[Item], dimension: int) -> list[Record]:
+def prepare(items: Sequence[Item], dimension: int, *, anchored: bool) -> list[Record]:
     """Checked, independent copies of the items, with unit vectors; sequences are still 0.
+
+    Args:
+        anchored: every item must have an anchor; otherwise none may.
 
     Raises:
         BadItem, BadVector, UnknownTarget: naming the item.
     """
-    records = [_record(item) for item in items]
+    records = [_record(item, anchored=anchored) for item in items]
     for target in TARGETS:
         having = [
             (record, item.vectors[target])
@@ -75,13 +87,20 @@ def prepare(items: Sequence[Item], dimension: int) -> list[Record]:
     return records
 
 
-def _record(item: Item) -> Record:
+@cache
+def _shared(modalities: frozenset[Target]) -> frozenset[Target]:
+    """One object for equal sets, however many items there are."""
+    return modalities
+
+
+def modalities_of(targets: Iterable[Target]) -> frozenset[Target]:
+    return _shared(frozenset(targets).intersection(MODALITIES))
+
+
+def _record(item: Item, *, anchored: bool) -> Record:
     if not isinstance(item.id, str) or not 1 <= len(item.id) <= MAX_ID_LENGTH:
         raise BadItem(f"an item's id is a text of 1 to {MAX_ID_LENGTH} letters, not {item.id!r:.80}")
-    if not item.vectors:
-        raise BadItem(f"item {item.id!r} has no vector")
-    for target in item.vectors:
-        check_target(target)
+    _check_targets(item, anchored=anchored)
     if item.text is not None and not isinstance(item.text, str):
         raise BadItem(f"the text of item {item.id!r} is no text")
     payload_json = _payload_json(item)
@@ -89,7 +108,20 @@ def _record(item: Item) -> Record:
         f"{item.id}{item.text or ''}".encode()
     except UnicodeEncodeError as error:
         raise BadItem(f"id or text of item {item.id!r} is no valid Unicode: {error}") from error
-    return Record(0, item.id, json.loads(payload_json), payload_json, item.text, {})
+    return Record(
+        0, item.id, json.loads(payload_json), payload_json, item.text, {}, modalities_of(item.vectors)
+    )
+
+
+def _check_targets(item: Item, *, anchored: bool) -> None:
+    for target in item.vectors:
+        check_target(target)
+    if not set(item.vectors).intersection(MODALITIES):
+        raise BadItem(f"item {item.id!r} has no vector of {' or '.join(MODALITIES)}")
+    if anchored and ANCHOR not in item.vectors:
+        raise BadItem(f"item {item.id!r} has no anchor; every item of a gallery with a calibration has one")
+    if not anchored and ANCHOR in item.vectors:
+        raise BadItem(f"item {item.id!r} has an anchor, but the gallery has no calibration")
 
 
 def _payload_json(item: Item) -> str:
@@ -103,7 +135,7 @@ def _payload_json(item: Item) -> str:
 
 def check_target(target: str) -> None:
     if target not in TARGETS:
-        raise UnknownTarget(f"unknown target {target!r}; galleries hold {' and '.join(TARGETS)} vectors")
+        raise UnknownTarget(f"unknown target {target!r}; galleries hold vectors of {', '.join(TARGETS)}")
 
 
 def unit_rows(vectors: Sequence[Floats], dimension: int, names: Sequence[str]) -> Floats:

@@ -1,8 +1,9 @@
 """The file of a gallery: its tables, its rows, and the journal that an open gallery reads and writes.
 
     manifest(key, value)     format, name, dimension, fingerprint, settings, created_at, created_by,
-                             generation, history_from, items, image, text (how many), checksum
-    items(sequence, id, payload, text, image_vector, text_vector, generation, checksum)
+                             calibration (JSON, or empty), generation, history_from, items, image, text,
+                             anchor (how many), checksum
+    items(sequence, id, payload, text, image_vector, text_vector, anchor_vector, generation, checksum)
                              in order of sequence; vectors are float32, little-endian; `generation` is that
                              of the change that wrote the row
     removed(id, generation)  ids that are in `items` no more, and since which generation; complete for all
@@ -11,9 +12,10 @@
 So a process that knows the gallery at one generation finds what has changed since by two indexes. One that is
 behind `history_from` reads everything again.
 
-Format 1 had no generations, no `removed` and no `created_by`. Opening such a file brings it to format 2,
-which counts as a change, so that a process of the old version that still has it open refuses to write. Its
-rows keep generation 0 and their checksums.
+Format 2 had no anchors and no calibration. Format 1 had no generations, no `removed` and no `created_by`
+either. Opening such a file brings it to format 3 in one transaction, which counts as a change, so that a
+process of the old version that still has it open refuses to write. Its rows keep their checksums; those of
+format 1 have generation 0.
 """
 
 from __future__ import annotations
@@ -24,15 +26,16 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
+from itertools import compress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from index.base import REMEDY, TARGETS, Floats, GalleryCorrupt, GalleryNotFound, Target
+from index.base import ANCHOR, MODALITIES, REMEDY, TARGETS, Floats, GalleryCorrupt, GalleryNotFound, Target
 from index.files import connect, folder_lock, storage_errors
 from index.gallery import Changes, Place
-from index.items import Record
+from index.items import Record, modalities_of
 from index.manifest import (
     FORMAT,
     IDENTITY,
@@ -58,17 +61,20 @@ _CREATE = (
     "CREATE TABLE manifest (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     """CREATE TABLE items (
         sequence INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, payload TEXT NOT NULL, text TEXT,
-        image_vector BLOB, text_vector BLOB, generation INTEGER NOT NULL, checksum BLOB NOT NULL
+        image_vector BLOB, text_vector BLOB, anchor_vector BLOB, generation INTEGER NOT NULL,
+        checksum BLOB NOT NULL
     )""",
     *_HISTORY,
 )
-_COLUMNS = "sequence, id, payload, text, image_vector, text_vector, generation, checksum"
+_VECTORS = ", ".join(f"{target}_vector" for target in TARGETS)
+_COLUMNS = f"sequence, id, payload, text, {_VECTORS}, generation, checksum"
 # Named, or SQLite goes through all rows to have them in order without sorting.
 _ITEMS_SINCE = "items INDEXED BY items_by_generation WHERE generation > ?"
-_PLACE_COLUMNS = "sequence, id, image_vector IS NOT NULL, text_vector IS NOT NULL"
+_PLACE_COLUMNS = ", ".join(("sequence", "id", *(f"{kind}_vector IS NOT NULL" for kind in MODALITIES)))
+_VALUES = ", ".join("?" for _ in _COLUMNS.split(","))
 
-# sequence, id, payload, text, image vector, text vector, generation
-Row: TypeAlias = tuple[int, str, str, str | None, bytes | None, bytes | None, int]
+# sequence, id, payload, text, a vector of each target, generation
+Row: TypeAlias = tuple[int, str, str, str | None, *tuple[bytes | None, ...], int]
 
 
 def write_new_file(path: Path, manifest: Manifest) -> None:
@@ -214,7 +220,7 @@ class SqliteJournal:
     def _places(self, since: int) -> list[Place]:
         rows = self._connection.execute(f"SELECT {_PLACE_COLUMNS} FROM {_ITEMS_SINCE}", (since,))  # noqa: S608
         return [
-            Place(sequence, item_id, {target for target, has in zip(TARGETS, having, strict=True) if has})
+            Place(sequence, item_id, modalities_of(compress(MODALITIES, having)))
             for sequence, item_id, *having in rows
         ]
 
@@ -236,15 +242,22 @@ class SqliteJournal:
     def _to_record(self, columns: tuple[Any, ...]) -> Record:
         row: Row = columns[:-1]
         sequence, item_id, payload, text, *blobs, _ = row
-        sizes = {len(blob) for blob in blobs if blob is not None}
-        if row_checksum(row) != columns[-1] or sizes != {4 * self.info.dimension}:
+        found = {target: blob for target, blob in zip(TARGETS, blobs, strict=True) if blob is not None}
+        if not self._can_be(found) or row_checksum(row) != columns[-1]:
             raise GalleryCorrupt(f"item {item_id!r} of gallery {self._name!r} is damaged; {REMEDY}")
         vectors: dict[Target, Floats] = {
-            target: np.frombuffer(blob, dtype="<f4")
-            for target, blob in zip(TARGETS, blobs, strict=True)
-            if blob is not None
+            target: np.frombuffer(blob, dtype="<f4") for target, blob in found.items()
         }
-        return Record(sequence, item_id, json.loads(payload), "", text, vectors)
+        return Record(sequence, item_id, json.loads(payload), "", text, vectors, modalities_of(vectors))
+
+    def _can_be(self, found: Mapping[Target, object]) -> bool:
+        """Whether an item of this gallery can have these vectors, by their targets and sizes."""
+        size = 4 * self.info.dimension
+        return (
+            all(isinstance(blob, bytes) and len(blob) == size for blob in found.values())
+            and not found.keys().isdisjoint(MODALITIES)
+            and (ANCHOR in found) == (self.info.calibration is not None)
+        )
 
     # Writing
 
@@ -265,7 +278,7 @@ class SqliteJournal:
         )
         connection.executemany("DELETE FROM removed WHERE id = ?", ((record.id,) for record in written))
         connection.executemany(
-            f"INSERT OR REPLACE INTO items ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+            f"INSERT OR REPLACE INTO items ({_COLUMNS}) VALUES ({_VALUES})",  # noqa: S608
             ((*row, row_checksum(row)) for row in (_to_row(record, generation) for record in written)),
         )
         changed = {"generation": generation, **counts}
@@ -294,32 +307,40 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _migrate(connection: sqlite3.Connection, manifest: Manifest) -> Manifest:
-    """From format 1, in the transaction that goes on to read and check every row."""
-    connection.execute("ALTER TABLE items ADD COLUMN generation INTEGER NOT NULL DEFAULT 0")
-    for statement in _HISTORY:
-        connection.execute(statement)
+    """To the newest format, in the transaction that goes on to read and check every row."""
     generation = str(int(manifest["generation"]) + 1)
-    new = {"format": "2", "created_by": "", "generation": generation, "history_from": generation}
+    new = {"format": str(FORMAT), "generation": generation, "calibration": "", "anchor": "0"}
+    if int(manifest["format"]) < 2:
+        connection.execute("ALTER TABLE items ADD COLUMN generation INTEGER NOT NULL DEFAULT 0")
+        for statement in _HISTORY:
+            connection.execute(statement)
+        new |= {"created_by": "", "history_from": generation}
+    connection.execute("ALTER TABLE items ADD COLUMN anchor_vector BLOB")
     migrated = manifest | new
     write_manifest(connection, migrated)
     return migrated
 
 
 def _to_row(record: Record, generation: int) -> Row:
-    image, text = (
+    blobs = (
         None if target not in record.vectors else record.vectors[target].astype("<f4").tobytes()
         for target in TARGETS
     )
-    return record.sequence, record.id, record.payload_json, record.text, image, text, generation
+    return record.sequence, record.id, record.payload_json, record.text, *blobs, generation
 
 
 def row_checksum(row: Row) -> bytes:
-    """Over all of the row. In rows of generation 0, which come from format 1, as that format had it."""
-    sequence, item_id, payload, text, image, text_vector, generation = row
-    head = [sequence, item_id, payload, text, image is None, text_vector is None]
+    """Over all of the row. In rows without an anchor as format 2 had it, and in those of generation 0, which
+    come from format 1, as that one had it.
+    """
+    sequence, item_id, payload, text, *blobs, generation = row
+    *observed, anchor = blobs
+    head = [sequence, item_id, payload, text, *(blob is None for blob in observed)]
+    if anchor is not None:
+        head.append(False)
     if generation:
         head.append(generation)
     digest = blake2b(json.dumps(head).encode(), digest_size=16)
-    digest.update(image or b"")
-    digest.update(text_vector or b"")
+    for blob in blobs:
+        digest.update(blob or b"")
     return digest.digest()

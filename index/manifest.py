@@ -9,18 +9,21 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TypeAlias
 
-from index.base import REMEDY, TARGETS, GalleryCorrupt, IndexSettings, Target
+from index.base import REMEDY, TARGETS, CalibrationMark, GalleryCorrupt, IndexSettings, Target
 from index.gallery import Gallery
 
-FORMAT = 2
+FORMAT = 3
 
 # What never changes in the life of a gallery; a file in which it does is another gallery's.
-IDENTITY = ("name", "dimension", "fingerprint", "settings", "created_at", "created_by")
+IDENTITY = ("name", "dimension", "fingerprint", "settings", "created_at", "created_by", "calibration")
 
 _KEYS_1 = frozenset(
-    {"format", "name", "dimension", "fingerprint", "settings", "created_at", "generation", "items", *TARGETS}
+    {"format", "name", "dimension", "fingerprint", "settings", "created_at", "generation"}
+    | {"items", "image", "text"}
 )
-_KEYS = {1: _KEYS_1, 2: _KEYS_1 | {"created_by", "history_from"}}
+_KEYS_2 = _KEYS_1 | {"created_by", "history_from"}
+_KEYS_3 = _KEYS_2 | {"calibration", "anchor"}
+_KEYS = {1: _KEYS_1, 2: _KEYS_2, 3: _KEYS_3}
 
 Manifest: TypeAlias = dict[str, str]
 
@@ -36,10 +39,12 @@ class GalleryInfo:
     created_at: float
     created_by: str
     """Who made it, as the maker called itself; "" if it did not."""
+    calibration: CalibrationMark | None
+    """What makes the items' anchors; None: they have none."""
     generation: int
     items: int
     targets: dict[Target, int]
-    """How many items have a vector of each modality."""
+    """How many items have a vector of each target."""
 
 
 def new_manifest(gallery: Gallery) -> Manifest:
@@ -52,10 +57,19 @@ def new_manifest(gallery: Gallery) -> Manifest:
         "settings": json.dumps(gallery.settings.to_dict(), sort_keys=True),
         "created_at": repr(gallery.created_at),
         "created_by": gallery.created_by,
+        "calibration": _written(gallery.calibration),
         "generation": str(gallery.generation),
         "history_from": str(gallery.generation),
         **{key: str(value) for key, value in gallery.counts().items()},
     }
+
+
+def _written(mark: CalibrationMark | None) -> str:
+    return "" if mark is None else json.dumps(mark._asdict(), sort_keys=True)
+
+
+def _mark(written: str) -> CalibrationMark | None:
+    return CalibrationMark(**json.loads(written)) if written else None
 
 
 def _checksum(manifest: Manifest) -> str:
@@ -91,11 +105,12 @@ def read_manifest(connection: sqlite3.Connection, name: str) -> Manifest:
 
 
 def counts_of(manifest: Mapping[str, str]) -> dict[str, int]:
-    """As `Gallery.counts`."""
-    return {key: int(manifest[key]) for key in ("items", *TARGETS)}
+    """As `Gallery.counts`. Formats 1 and 2 know no anchors."""
+    return {key: int(manifest.get(key, "0")) for key in ("items", *TARGETS)}
 
 
 def info_of(manifest: Mapping[str, str]) -> GalleryInfo:
+    counts = counts_of(manifest)
     return GalleryInfo(
         name=manifest["name"],
         dimension=int(manifest["dimension"]),
@@ -103,7 +118,8 @@ def info_of(manifest: Mapping[str, str]) -> GalleryInfo:
         settings=IndexSettings.from_dict(json.loads(manifest["settings"])),
         created_at=float(manifest["created_at"]),
         created_by=manifest.get("created_by", ""),
+        calibration=_mark(manifest.get("calibration", "")),
         generation=int(manifest["generation"]),
-        items=int(manifest["items"]),
-        targets={target: int(manifest[target]) for target in TARGETS},
+        items=counts["items"],
+        targets={target: counts[target] for target in TARGETS},
     )

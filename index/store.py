@@ -24,6 +24,7 @@ from typing import TypeAlias
 from index.base import (
     BadName,
     BadSettings,
+    CalibrationMark,
     FingerprintMismatch,
     GalleryError,
     GalleryExists,
@@ -94,9 +95,18 @@ class GalleryStore:
         return () if path is None else tuple(map(_mark, (path, path.with_name(f"{path.name}-wal"))))
 
     def create(
-        self, name: str, dimension: int, fingerprint: str, settings: IndexSettings, *, created_by: str = ""
+        self,
+        name: str,
+        dimension: int,
+        fingerprint: str,
+        settings: IndexSettings,
+        *,
+        created_by: str = "",
+        calibration: CalibrationMark | None = None,
     ) -> Gallery:
         """A new, empty gallery, opened. Of several processes that create it at once, one does.
+
+        Args: as of `Gallery`.
 
         Raises:
             BadName, BadSettings, GalleryExists, StorageError.
@@ -105,9 +115,15 @@ class GalleryStore:
         if not 1 <= dimension <= MAX_DIMENSION:
             raise BadSettings(f"dimension must be from 1 to {MAX_DIMENSION}, not {dimension}")
         # Made first, so that settings which this installation cannot serve leave no file behind.
-        created_at = time.time()
         gallery = Gallery(
-            name, dimension, fingerprint, settings, created_at, created_by=created_by, device=self._device
+            name,
+            dimension,
+            fingerprint,
+            settings,
+            time.time(),
+            created_by=created_by,
+            calibration=calibration,
+            device=self._device,
         )
         if path is not None:
             _create_file(path, new_manifest(gallery))
@@ -249,6 +265,7 @@ def _load(path: Path, name: str, fingerprint: str, device: str | None) -> Galler
             info.settings,
             info.created_at,
             created_by=info.created_by,
+            calibration=info.calibration,
             journal=journal,
             device=device,
         )
