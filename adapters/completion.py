@@ -627,6 +627,7 @@ def remember(state: AdaptationState, completion: Completion | None) -> None:
     if completion is not None:
         state.tensors |= tensors_of_completion(completion)
         state.numbers |= {_UNIT: float(completion.unit), _BATCHES: float(completion.batches)}
+        _note(state, completion)
 
 
 def remembered(state: AdaptationState, modalities: Sequence[str]) -> Completion | None:
@@ -643,7 +644,23 @@ def remembered(state: AdaptationState, modalities: Sequence[str]) -> Completion 
         unit=bool(state.numbers.get(_UNIT, 0.0)),
         batches=int(state.numbers.get(_BATCHES, 0.0)),
     )
-    _recent[id(weight)] = (weakref.ref(weight), found)
+    _note(state, found)
+    return found
+
+
+def hand_on(state: AdaptationState, copy: AdaptationState, modalities: Sequence[str]) -> None:
+    """Let a copy of a state have its completion as it is, which then need not be checked and planned anew.
+
+    Raises BadCompletion.
+    """
+    completion = remembered(state, modalities)
+    if completion is not None:
+        _note(copy, completion)
+
+
+def _note(state: AdaptationState, completion: Completion) -> None:
+    weight = state.tensors[f"latent/{completion.modalities[0]}/weight"]
+    _recent[id(weight)] = (weakref.ref(weight), completion)
+    _recent.move_to_end(id(weight))
     if len(_recent) > _MOST_RECENT:
         _recent.popitem(last=False)
-    return found

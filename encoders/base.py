@@ -43,20 +43,17 @@ class Inputs(Protocol):
         """The rows of these numbers (int64 [n]) as a batch of their own, not prepared again."""
 
 
-class Tower(Protocol):
-    """The encoder of one modality.
+class Adaptable(Protocol):
+    """From a prepared batch to unit rows, with the adaptable parameters as an argument.
 
     `parameters` maps the name of each adaptable parameter to its frozen source value (fp32, on the
     encoder's device), in module order.
     """
 
-    modality: Modality
-    parameters: Mapping[str, torch.Tensor]
+    @property
+    def parameters(self) -> Mapping[str, torch.Tensor]: ...
 
-    def prepare(self, items: Sequence[str] | Sequence[np.ndarray]) -> Inputs:
-        """Texts, or pixels uint8 [3, H, W] of the encoder's input size, to a batch. No gradient."""
-
-    # Inputs are made by this tower's own `prepare`, hence Any here.
+    # Inputs are made by this object's own `prepare`, hence Any here.
     def encode(self, inputs: Any, parameters: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Unit rows [B, D], fp32 (fp64 where the encoder is fp64).
 
@@ -64,6 +61,15 @@ class Tower(Protocol):
         values and the result is differentiable in them; without, the source model answers. The module
         itself is left unchanged.
         """
+
+
+class Tower(Adaptable, Protocol):
+    """The encoder of one modality."""
+
+    modality: Modality
+
+    def prepare(self, items: Sequence[str] | Sequence[np.ndarray]) -> Inputs:
+        """Texts, or pictures uint8 [3, H, W] of the encoder's input size, to a batch. No gradient."""
 
 
 class Encoder(Protocol):

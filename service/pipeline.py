@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from adapters.base import Forward, Method, StepReport
+from adapters.completion import Completed, Completion, hand_on, remember, remembered
 from adapters.drift import relative_distance
 from adapters.state import AdaptationState
-from encoders.base import Tower
+from encoders.base import MODALITIES, Adaptable
+from service.composed import ComposedTower, detached
 from service.guard.canaries import CheckCanaries
 from service.guard.guard import FEWEST_QUERIES, Guard, GuardEvent, Ruling
 from service.guard.look import Look, look_at, sample_rows
@@ -37,10 +39,15 @@ class Ranking:
 
 
 class Ranked(NamedTuple):
-    """What a batch of queries is answered with: features [B, D], and the ranking by them."""
+    """What a batch of queries is answered with: features [B, D], and the ranking by them.
+
+    completed, completion  the embeddings of queries that were completed, and by what
+    """
 
     features: Tensor
     ranking: Ranking
+    completed: Completed | None = None
+    completion: Completion | None = None
 
 
 class SearchSide(Protocol):
@@ -120,7 +127,7 @@ class _Clock:
 @torch.no_grad()
 def answer(
     *,
-    tower: Tower,
+    tower: Adaptable,
     inputs: Any,
     side: SearchSide,
     k: int,
@@ -130,18 +137,37 @@ def answer(
 ) -> Ranked:
     """Rank a batch with a stream's state, or with the source model (`state` None). Changes nothing."""
     clock = _Clock(times)
-    features = tower.encode(inputs, state.parameters if state is not None and state.parameters else None)
+    tower = _under(tower, state)
+    parameters = state.parameters if state is not None and state.parameters else None
+    features, completed = _encode(tower, inputs, parameters)
     if method is not None and state is not None:
         features = method.answer_alone(state, features)
     clock.lap("encode_ms")
     ranking = side.search(features, k)
     clock.lap("search_ms")
-    return Ranked(features, ranking)
+    return Ranked(features, ranking, completed, _completion(tower))
+
+
+def _under(tower: Adaptable, state: AdaptationState | None) -> Adaptable:
+    """The tower as queries of this state meet it: what completes them may be part of the state."""
+    return tower.under(state) if isinstance(tower, ComposedTower) else tower
+
+
+def _completion(tower: Adaptable) -> Completion | None:
+    return tower.completion if isinstance(tower, ComposedTower) else None
+
+
+def _encode(
+    tower: Adaptable, inputs: Any, parameters: Mapping[str, Tensor] | None
+) -> tuple[Tensor, Completed | None]:
+    if isinstance(tower, ComposedTower):
+        return tower.encode_completed(inputs, parameters)
+    return tower.encode(inputs, parameters), None
 
 
 def adapt(
     *,
-    tower: Tower,
+    tower: Adaptable,
     inputs: Any,
     side: SearchSide,
     k: int,
@@ -153,6 +179,7 @@ def adapt(
     answer_before_last_update: bool = True,
     guard: Guard | None = None,
     canaries: CheckCanaries | None = None,
+    begin: Callable[[], AdaptationState] | None = None,
 ) -> Generator[None, None, Outcome]:
     """Let a stream's state learn from one batch; the paper's online protocol.
 
@@ -164,8 +191,12 @@ def adapt(
 
     With a `guard` the batch is looked at after its first forward, and the guard rules: the batch is learned
     from, or answered without, under this state or an earlier one. `canaries` are checked when they are due.
+    `begin` makes the state that the track began with, for the guard to go back to; None: the method's own.
     """
-    batch = _Batch(tower, inputs, side, k, method, batch_id, times, on_answer, answer_before_last_update)
+    batch = _Batch(
+        _under(tower, state), inputs, side, k, method, batch_id, times, on_answer, answer_before_last_update,
+        begin,
+    )  # fmt: skip
     if guard is None or not guard.watches(method):
         return (yield from _learn(batch, state))
     first = _look(batch, state)
@@ -174,6 +205,7 @@ def adapt(
     ruling = _rule(batch, state, first, guard, canaries)
     base = _base(batch, state, ruling)
     reusable = first if base is state else None
+    batch = batch if base is state else replace(batch, tower=_under(tower, base))
     # What the guard went back to is committed whatever becomes of the batch.
     otherwise = None if base is state else replace(base, version=base.version + 1)
     if ruling.learn:
@@ -191,7 +223,7 @@ def adapt(
 class _Batch:
     """What stays the same through a batch; see `adapt`."""
 
-    tower: Tower
+    tower: Adaptable
     inputs: Any
     side: SearchSide
     k: int
@@ -200,6 +232,15 @@ class _Batch:
     times: StageTimes
     on_answer: OnAnswer | None
     answer_before_last_update: bool
+    begin: Callable[[], AdaptationState] | None
+
+    def ranked(self, features: Tensor, ranking: Ranking, step: _Step) -> Ranked:
+        return Ranked(features, ranking, detached(step.completed), _completion(self.tower))
+
+    def forward(self, step: _Step, number: int) -> Forward:
+        """What methods see of a step that found candidates."""
+        assert step.candidates is not None
+        return Forward(step.features, step.candidates, number, step.completed, _completion(self.tower))
 
 
 @dataclass(frozen=True)
@@ -210,6 +251,7 @@ class _Step:
     features: Tensor
     ranking: Ranking | None
     candidates: Tensor | None
+    completed: Completed | None = None
 
     @property
     def empty(self) -> bool:
@@ -220,6 +262,7 @@ class _Step:
 def _look(batch: _Batch, state: AdaptationState) -> _Step:
     """The first forward, on a clone of `state` that may be learned with."""
     working = state.clone()
+    hand_on(state, working, MODALITIES)
     for value in working.parameters.values():
         value.requires_grad_(batch.method.learns)
     return _forward(batch, working, 0)
@@ -228,15 +271,15 @@ def _look(batch: _Batch, state: AdaptationState) -> _Step:
 def _forward(batch: _Batch, working: AdaptationState, number: int) -> _Step:
     clock = _Clock(batch.times)
     with torch.set_grad_enabled(batch.method.learns):
-        features = batch.tower.encode(batch.inputs, working.parameters or None)
+        features, completed = _encode(batch.tower, batch.inputs, working.parameters or None)
     clock.lap("encode_ms")
     if not _finite(features):
-        return _Step(working, features, None, None)
+        return _Step(working, features, None, None, completed)
     answers = batch.on_answer is not None and number == batch.method.steps - 1
     ranking = batch.side.search(features.detach(), batch.k if answers else 1)
     candidates = _nearest(batch.side, ranking)
     clock.lap("search_ms")
-    return _Step(working, features, ranking, candidates)
+    return _Step(working, features, ranking, candidates, completed)
 
 
 def _nearest(side: SearchSide, ranking: Ranking) -> Tensor | None:
@@ -274,12 +317,12 @@ def _learn(
         if step.ranking is None or step.candidates is None:
             finite.append(torch.tensor(False))
             break
-        forward = Forward(step.features, step.candidates, number)
+        forward = batch.forward(step, number)
         method.observe(working, forward)
         if number == 0:
             figures |= method.drift(working, forward)
         if last and on_answer is not None and not method.predict_after_update:
-            early = _rank(batch, working, forward, step.ranking)
+            early = _rank(batch, step, forward)
             clock.lap("adapt_ms")
             if batch.answer_before_last_update and method.learns and _all_true(finite):
                 reason = "answered before the last update"
@@ -325,29 +368,31 @@ def _without_candidates(
     if batch.on_answer is not None:
         assert step.ranking is not None
         version = _version(outcome, state)
-        ranked = Ranked(step.features.detach(), step.ranking)
+        ranked = batch.ranked(step.features.detach(), step.ranking, step)
         batch.on_answer(EarlyAnswer(ranked, "skipped", reason, version))
     return outcome
 
 
-def _rank(batch: _Batch, working: AdaptationState, forward: Forward, found: Ranking) -> Ranked:
+def _rank(batch: _Batch, step: _Step, forward: Forward) -> Ranked:
     """The answer's features and ranking; the candidates' search is reused where they are the same."""
-    features = batch.method.answer(working, forward)
-    return Ranked(features, batch.side.search(features, batch.k) if batch.method.rectifies else found)
+    features = batch.method.answer(step.working, forward)
+    assert step.ranking is not None
+    ranking = batch.side.search(features, batch.k) if batch.method.rectifies else step.ranking
+    return batch.ranked(features, ranking, step)
 
 
 @torch.no_grad()
 def _rank_unlearned(batch: _Batch, state: AdaptationState, step: _Step) -> Ranked:
     """The answer of a batch that `state` does not learn from; a method that rectifies still sees it whole."""
     if batch.method.rectifies and step.ranking is not None and step.candidates is not None:
-        forward = Forward(step.features, step.candidates, 0)
+        forward = batch.forward(step, 0)
         batch.method.observe(step.working, forward)  # the working state is dropped
-        return _rank(batch, step.working, forward, step.ranking)
+        return _rank(batch, step, forward)
     features = batch.method.answer_alone(state, step.features.detach())
     clock = _Clock(batch.times)
     ranking = batch.side.search(features, batch.k)
     clock.lap("search_ms")
-    return Ranked(features, ranking)
+    return batch.ranked(features, ranking, step)
 
 
 def _rule(
@@ -401,8 +446,13 @@ def _base(batch: _Batch, state: AdaptationState, ruling: Ruling) -> AdaptationSt
         return state
     if ruling.weights == "good" and ruling.good is not None:
         target = ruling.good
+    elif batch.begin is not None:
+        target = batch.begin()
     else:
         target = batch.method.initial_state(fingerprint=state.fingerprint, parameters=batch.tower.parameters)
+        own = remembered(state, MODALITIES)
+        if own is not None and not own.batches:  # it was given, not learned
+            remember(target, own)
     return replace(target, version=state.version, applied_batches=state.applied_batches)
 
 

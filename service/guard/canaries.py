@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoders.base import Tower
+from encoders.base import Adaptable
 
 CANARY_DEPTH = 100
 """Hits within which the right answer is looked for; beyond, it counts as not found."""
@@ -54,7 +54,7 @@ class Canaries:
     The source model's ranks are computed once, so make this anew whenever the gallery changes.
     """
 
-    def __init__(self, *, tower: Tower, inputs: Any, answers: np.ndarray, side: _Searchable) -> None:
+    def __init__(self, *, tower: Adaptable, inputs: Any, answers: np.ndarray, side: _Searchable) -> None:
         """answers: int64 [C], the position of each canary's answer."""
         self._tower, self._inputs, self._answers, self._side = tower, inputs, answers, side
         self._source: Sequence[int | None] | None = None
