@@ -477,9 +477,8 @@ class Gallery:
 
     def _shelf(self, target: Target) -> _Shelf:
         check_target(target)
-        if (
-            target not in self._shelves
-        ):  # Anchors, of a gallery that has none and mostly is not asked for them.
+        if target not in self._shelves:
+            # Anchors of a gallery that has none. Not made before: on a GPU an empty index takes memory, too.
             self._shelves[target] = self._empty_shelf()
         return self._shelves[target]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from index import Gallery, GalleryStore, IndexSettings, Item
+from index import CalibrationMark, Gallery, GalleryStore, IndexSettings, Item
 from index.base import Floats
 
 DIMENSION = 8
@@ -32,6 +33,17 @@ def gallery() -> Gallery:
 
 
 @pytest.fixture
+def calibration() -> CalibrationMark:
+    return CalibrationMark("home", "0123456789abcdef")
+
+
+@pytest.fixture
+def calibrated(calibration: CalibrationMark) -> Gallery:
+    """Empty, in memory, with a calibration."""
+    return Gallery("shop", DIMENSION, "encoder-1", IndexSettings(), 0.0, calibration=calibration)
+
+
+@pytest.fixture
 def items(unit: Callable[..., Floats]) -> list[Item]:
     """Six items: 0-3 have an image vector, 2-5 a text vector."""
     images, texts = unit(6, seed=1), unit(6, seed=2)
@@ -46,6 +58,15 @@ def items(unit: Callable[..., Floats]) -> list[Item]:
             },
         )
         for n in range(6)
+    ]
+
+
+@pytest.fixture
+def anchored(items: list[Item], unit: Callable[..., Floats]) -> list[Item]:
+    """The same six items with an anchor each."""
+    return [
+        dataclasses.replace(item, vectors={**item.vectors, "anchor": anchor})
+        for item, anchor in zip(items, unit(6, seed=3), strict=True)
     ]
 
 

@@ -54,7 +54,7 @@ def test_targets_have_positions_of_their_own(gallery, items):
     gallery.upsert(items)
     assert (len(gallery), gallery.count("image"), gallery.count("text")) == (6, 4, 4)
     assert gallery.targets() == ("image", "text")
-    assert gallery.counts() == {"items": 6, "image": 4, "text": 4}
+    assert gallery.counts() == {"items": 6, "image": 4, "text": 4, "anchor": 0}
     _, positions = gallery.search_raw("text", items[2].vectors["text"][None], 1)
     assert positions.tolist() == [[0]]
 
@@ -227,7 +227,7 @@ def test_item_whose_modalities_change_moves_to_the_end(gallery, items, unit):
     report = gallery.upsert([Item(id="item-1", vectors={"text": vector})])
     assert report == UpsertReport(added=0, replaced=1)
     assert [item.id for item in gallery.page(0, 10)][-1] == "item-1"
-    assert gallery.counts() == {"items": 6, "image": 3, "text": 5}
+    assert gallery.counts() == {"items": 6, "image": 3, "text": 5, "anchor": 0}
     assert ids(gallery.search("text", vector[None], 1)) == [["item-1"]]
     assert ids(gallery.search("image", items[1].vectors["image"][None], 9))[0].count("item-1") == 0
 
@@ -237,7 +237,7 @@ def test_deleting_says_how_many_were_there(gallery, items):
     assert gallery.delete(["item-1", "nobody", "item-4", "item-1"]) == 2
     assert gallery.delete(["item-1"]) == 0
     assert gallery.generation == 2
-    assert gallery.counts() == {"items": 4, "image": 3, "text": 3}
+    assert gallery.counts() == {"items": 4, "image": 3, "text": 3, "anchor": 0}
     assert ids(gallery.search("image", items[2].vectors["image"][None], 1)) == [["item-2"]]
     assert ids(gallery.search("text", items[5].vectors["text"][None], 1)) == [["item-5"]]
 
@@ -327,6 +327,14 @@ def test_bad_vector_is_refused_by_its_items_name_and_nothing_changes(gallery, it
     assert contents(gallery) == before
 
 
+def test_places_of_all_are_those_of_items_with_every_target(gallery, items):
+    gallery.upsert(items)
+    images, texts = gallery.places_of_all(("image", "text"))
+    for target, places in (("image", images), ("text", texts)):
+        expected = np.stack([items[n].vectors[target] for n in (2, 3)])
+        assert np.array_equal(gallery.vectors(target, places), expected)
+
+
 # Items that are refused
 
 
@@ -345,6 +353,8 @@ def test_bad_vector_is_refused_by_its_items_name_and_nothing_changes(gallery, it
         ({"payload": {"x": object()}}, BadItem),
         ({"vectors": {}}, BadItem),
         ({"vectors": {"audio": np.ones(D)}}, UnknownTarget),
+        ({"vectors": {"image": np.ones(D), "anchor": np.ones(D)}}, BadItem),
+        ({"vectors": {"anchor": np.ones(D)}}, BadItem),
     ],
 )
 def test_bad_item_is_refused_and_nothing_changes(gallery, items, change, error):
@@ -368,6 +378,129 @@ def test_duplicate_ids_in_one_call_are_refused_and_nothing_changes(gallery, item
     with pytest.raises(DuplicateId, match="'item-2' comes 2 times"):
         gallery.upsert([items[2], items[3], items[2]])
     assert contents(gallery) == before
+
+
+# Anchors
+
+
+def test_anchors_are_a_target_like_the_others(calibrated, anchored):
+    calibrated.upsert(anchored)
+    assert calibrated.targets() == ("image", "text", "anchor")
+    assert calibrated.counts() == {"items": 6, "image": 4, "text": 4, "anchor": 6}
+    anchors = np.stack([item.vectors["anchor"] for item in anchored])
+    assert np.array_equal(calibrated.matrix("anchor"), anchors)
+    assert ids(calibrated.search("anchor", anchors, 1)) == [[item.id] for item in anchored]
+    positions = calibrated.positions("anchor", ["item-4", "nobody", "item-0"])
+    assert positions.tolist() == [4, -1, 0]
+    assert np.array_equal(calibrated.vectors("anchor", positions[[0, 2]]), anchors[[4, 0]])
+
+
+def test_items_come_back_with_their_anchors(calibrated, anchored):
+    calibrated.upsert(anchored)
+    for back, item in zip(calibrated.page(0, 6, with_vectors=True), anchored, strict=True):
+        assert list(back.vectors) == [t for t in ("image", "text", "anchor") if t in item.vectors]
+        for target, vector in item.vectors.items():
+            assert np.array_equal(back.vectors[target], vector)
+    assert calibrated.page(0, 1)[0].vectors == {}
+
+
+def test_hits_tell_which_modalities_an_item_has_by_itself(calibrated, gallery, items, anchored):
+    calibrated.upsert(anchored)
+    calibrated.upsert([dataclasses.replace(anchored[0], payload={"again": True})])
+    gallery.upsert(items)
+    both = {"image", "text"}
+    expected = [{"image"}, {"image"}, both, both, {"text"}, {"text"}]
+    (hits,) = calibrated.search("anchor", anchored[0].vectors["anchor"][None], 6)
+    assert {hit.id: hit.modalities for hit in hits} == {f"item-{n}": own for n, own in enumerate(expected)}
+    (hits,) = gallery.search("image", items[0].vectors["image"][None], 6)
+    assert {hit.id: hit.modalities for hit in hits} == {f"item-{n}": expected[n] for n in range(4)}
+
+
+@pytest.mark.parametrize("lacking", [{"image"}, {"image", "text"}])
+def test_item_without_an_anchor_is_refused_by_a_calibrated_gallery(calibrated, anchored, lacking, unit):
+    calibrated.upsert(anchored[:2])
+    before = contents(calibrated)
+    vectors = {target: unit(1)[0] for target in lacking}
+    with pytest.raises(BadItem, match="'plain' has no anchor"):
+        calibrated.upsert([anchored[2], Item(id="plain", vectors=vectors)])
+    assert contents(calibrated) == before
+
+
+def test_anchor_alone_is_no_item(calibrated, anchored, unit):
+    calibrated.upsert(anchored[:2])
+    before = contents(calibrated)
+    with pytest.raises(BadItem, match="'bare' has no vector of image or text"):
+        calibrated.upsert([anchored[2], Item(id="bare", vectors={"anchor": unit(1)[0]})])
+    assert contents(calibrated) == before
+
+
+def test_anchor_is_refused_by_a_gallery_without_calibration(gallery, items, anchored):
+    gallery.upsert(items[:2])
+    before = contents(gallery)
+    with pytest.raises(BadItem, match=r"'item-3' has an anchor.*no calibration"):
+        gallery.upsert([items[2], anchored[3]])
+    assert contents(gallery) == before
+
+
+@pytest.mark.parametrize("bad", [np.ones(D - 1), np.zeros(D), np.full(D, np.nan)])
+def test_bad_anchor_is_refused_like_any_vector(calibrated, anchored, bad):
+    wrong = dataclasses.replace(anchored[1], vectors={**anchored[1].vectors, "anchor": bad})
+    with pytest.raises(BadVector, match="'item-1'"):
+        calibrated.upsert([anchored[0], wrong])
+    assert len(calibrated) == 0
+
+
+def test_gallery_without_calibration_finds_nothing_by_anchor(gallery, items, unit):
+    gallery.upsert(items)
+    assert gallery.count("anchor") == 0
+    assert gallery.search("anchor", unit(2), 3, {"colour": "red"}) == [[], []]
+    assert gallery.matrix("anchor").shape == (0, D)
+    assert gallery.positions("anchor", ["item-0"]).tolist() == [-1]
+    assert gallery.targets() == ("image", "text")
+
+
+def test_filter_leaves_only_the_anchors_of_items_that_match(calibrated, anchored):
+    calibrated.upsert(anchored)
+    wanted = {"colour": "red", "number": {"gt": 2}}
+    assert calibrated.allowed("anchor", wanted).tolist() == [False, False, False, True, False, True]
+    (hits,) = calibrated.search("anchor", anchored[0].vectors["anchor"][None], 10, wanted)
+    assert {hit.id for hit in hits} == {"item-3", "item-5"}
+
+
+def test_item_with_a_new_anchor_keeps_its_place(calibrated, anchored, unit):
+    calibrated.upsert(anchored)
+    (fresh,) = unit(1, seed=7)
+    calibrated.upsert([dataclasses.replace(anchored[1], vectors={**anchored[1].vectors, "anchor": fresh})])
+    assert [item.id for item in calibrated.page(0, 9)] == [item.id for item in anchored]
+    assert np.array_equal(calibrated.matrix("anchor")[1], fresh)
+
+
+def test_anchor_moves_to_the_end_with_an_item_whose_modalities_change(calibrated, anchored, unit):
+    calibrated.upsert(anchored)
+    picture, anchor = unit(2, seed=7)
+    calibrated.upsert([Item(id="item-4", vectors={"image": picture, "anchor": anchor})])
+    assert [item.id for item in calibrated.page(0, 9)][-2:] == ["item-5", "item-4"]
+    assert calibrated.counts() == {"items": 6, "image": 5, "text": 3, "anchor": 6}
+    assert np.array_equal(calibrated.matrix("anchor")[-1], anchor)
+    (hits,) = calibrated.search("anchor", anchor[None], 1)
+    assert (hits[0].id, hits[0].modalities) == ("item-4", {"image"})
+
+
+def test_anchors_go_with_their_items(calibrated, anchored):
+    calibrated.upsert(anchored)
+    calibrated.delete(["item-0", "item-3"])
+    assert calibrated.counts() == {"items": 4, "image": 2, "text": 3, "anchor": 4}
+    kept = [anchored[n].vectors["anchor"] for n in (1, 2, 4, 5)]
+    assert np.array_equal(calibrated.matrix("anchor"), np.stack(kept))
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "torch"])
+def test_every_kind_of_index_holds_anchors(anchored, calibration, kind):
+    settings = IndexSettings(kind=kind)
+    gallery = Gallery("shop", D, "encoder-1", settings, 0.0, calibration=calibration)
+    gallery.upsert(anchored)
+    gallery.delete(["item-1"])
+    assert ids(gallery.search("anchor", anchored[3].vectors["anchor"][None], 1)) == [["item-3"]]
 
 
 # The journal

@@ -24,7 +24,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from index import (
+    TARGETS,
     BadItem,
+    CalibrationMark,
     GalleryCorrupt,
     GalleryError,
     GalleryExists,
@@ -35,10 +37,14 @@ from index import (
     StorageError,
     StorageFull,
 )
+from index.files import connect
+from index.journal import transaction
+from index.manifest import read_manifest, write_manifest
 from index.rows import Rows
 
 D = 8
 ROOT = Path(__file__).resolve().parents[2]
+MARK = CalibrationMark("home", "0123456789abcdef")
 
 
 @pytest.fixture
@@ -70,7 +76,7 @@ def everything(gallery):
     """All that can be seen of a gallery, with the positions and hits of a search."""
     queries = np.stack([vector(-seed % 2**32) for seed in range(3)])
     seen = [gallery.generation, contents(gallery)]
-    for target in ("image", "text"):
+    for target in TARGETS:
         scores, positions = gallery.search_raw(target, queries, 50)
         matrix = gallery.matrix(target).tobytes()
         mask = gallery.allowed(target, {"n": {"lt": 5}})
@@ -101,6 +107,8 @@ def apply(gallery, change):
         gallery.delete([f"i{n}" for n in change[1]])
         return
     _, numbers, kinds, seed = change
+    if gallery.calibration is not None:
+        kinds = (*kinds, "anchor")
     gallery.upsert(
         [
             Item(id=f"i{n}", payload={"n": n + seed}, vectors={k: vector((seed, n, len(k))) for k in kinds})
@@ -109,11 +117,14 @@ def apply(gallery, change):
     )
 
 
-@pytest.mark.parametrize(("kept", "at_once"), [(10_000, 4_096), (3, 2)])
+@pytest.mark.parametrize(
+    ("kept", "at_once", "calibration"),
+    [(10_000, 4_096, None), (3, 2, None), (10_000, 4_096, MARK), (3, 2, MARK)],
+)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=histories)
 def test_processes_that_change_a_gallery_in_turn_hold_what_a_fresh_one_reads(
-    monkeypatch, kept, at_once, history
+    monkeypatch, kept, at_once, calibration, history
 ):
     """Whoever changes it has not refreshed before; a third one refreshes only now and then; a fourth one
     starts anew for each change, so it numbers items as if those at the end had never been.
@@ -128,7 +139,7 @@ def test_processes_that_change_a_gallery_in_turn_hold_what_a_fresh_one_reads(
         GalleryStore(Path(name)) as two,
         GalleryStore(Path(name)) as three,
     ):
-        one.create("shop", D, "encoder-1", IndexSettings())
+        one.create("shop", D, "encoder-1", IndexSettings(), calibration=calibration)
         galleries = [store.open("shop", "encoder-1") for store in (one, two, three)]
         for step, (who, change) in enumerate(history):
             with GalleryStore(Path(name)) as fresh:
@@ -304,7 +315,7 @@ def test_item_that_comes_back_at_its_place_with_another_modality_is_followed(pai
         fresh.open("shop", "encoder-1").upsert([Item(id="b", vectors={"text": vector(2)})])
     theirs.refresh()
     mine.refresh()
-    assert theirs.counts() == {"items": 2, "image": 1, "text": 1}
+    assert theirs.counts() == {"items": 2, "image": 1, "text": 1, "anchor": 0}
     assert everything(theirs) == everything(mine)
 
 
@@ -314,6 +325,34 @@ def test_id_that_comes_again_is_no_longer_removed(pair, folder):
     mine.delete(["a", "b"])
     theirs.upsert([Item(id="a", vectors={"image": vector(2)})])
     assert sql(folder / "shop.sqlite", "SELECT id, generation FROM removed") == [("b", 2)]
+
+
+def test_calibration_is_known_to_all_who_open_the_gallery(folder):
+    with GalleryStore(folder) as one, GalleryStore(folder) as two:
+        mine = one.create("shop", D, "encoder-1", IndexSettings(), calibration=MARK)
+        theirs = two.open("shop", "encoder-1")
+        assert theirs.calibration == two.describe("shop").calibration == MARK
+        apply(mine, ("upsert", [0, 1, 2], ("image",), 1))
+        assert theirs.refresh()
+        apply(theirs, ("upsert", [1, 3], ("image", "text"), 2))
+        with pytest.raises(BadItem, match="no anchor"):
+            mine.upsert([Item(id="plain", vectors={"image": vector(1)})])
+        mine.refresh()
+        assert mine.counts() == {"items": 4, "image": 4, "text": 2, "anchor": 4}
+        assert everything(mine) == everything(theirs)
+
+
+@pytest.mark.parametrize("other", [None, MARK._replace(digest="fedcba9876543210")])
+def test_file_with_another_calibration_is_another_gallery(folder, other):
+    with GalleryStore(folder) as one:
+        mine = one.create("shop", D, "encoder-1", IndexSettings(), calibration=MARK)
+        apply(mine, ("upsert", [0], ("image",), 1))
+        with closing(connect(folder / "shop.sqlite")) as connection, transaction(connection, write=True):
+            written = "" if other is None else json.dumps(other._asdict(), sort_keys=True)
+            write_manifest(connection, read_manifest(connection, "shop") | {"calibration": written})
+        with pytest.raises(GalleryNotFound, match="overwritten with another gallery"):
+            mine.refresh()
+        assert not mine.usable
 
 
 # Damage
@@ -620,7 +659,7 @@ def test_two_processes_in_a_new_folder_share_the_galleries_out(folder):
     assert sorted(lines) == sorted(["done", "done", *(f"g{n}" for n in range(10))])
 
 
-# Files of format 1
+# Files of formats 1 and 2
 
 
 FORMAT_1 = """
@@ -630,64 +669,132 @@ CREATE TABLE items (
     image_vector BLOB, text_vector BLOB, checksum BLOB NOT NULL
 );
 """
+FORMAT_2 = """
+CREATE TABLE manifest (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE items (
+    sequence INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, payload TEXT NOT NULL, text TEXT,
+    image_vector BLOB, text_vector BLOB, generation INTEGER NOT NULL, checksum BLOB NOT NULL
+);
+CREATE INDEX items_by_generation ON items (generation);
+CREATE TABLE removed (id TEXT PRIMARY KEY, generation INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX removed_by_generation ON removed (generation);
+INSERT INTO removed VALUES ('gone', 6);
+"""
 
 
-@pytest.fixture
-def old(folder):
-    """A gallery `shop` as format 1 had it, at generation 7: items i0 to i4, sequences 0, 2, 4, 6, 8."""
+def old_row(n, *generation):
+    """Item i{n} with its checksum as formats 1 (without generation) and 2 have it."""
+    image, text = (
+        (vector(n).tobytes(), None) if n % 2 == 0 else (vector(n).tobytes(), vector(-n % 99).tobytes())
+    )
+    row = (2 * n, f"i{n}", json.dumps({"n": n}), None, image, text)
+    # What came from format 1 has generation 0 in format 2 and its checksum without one.
+    counted = [number for number in generation if number]
+    head = json.dumps([*row[:4], False, text is None, *counted])
+    return *row, *generation, blake2b(head.encode() + image + (text or b""), digest_size=16).digest()
+
+
+@pytest.fixture(params=[1, 2])
+def old(request, folder):
+    """A gallery `shop` as an old format had it, at generation 7: items i0 to i4, sequences 0, 2, 4, 6, 8."""
     folder.mkdir()
     path = folder / "shop.sqlite"
+    manifest = {
+        "format": str(request.param), "name": "shop", "dimension": str(D), "fingerprint": "encoder-1",
+        "settings": json.dumps(IndexSettings().to_dict(), sort_keys=True), "created_at": "1700000000.5",
+        "generation": "7", "items": "5", "image": "5", "text": "2",
+    }  # fmt: skip
+    tables, rows = FORMAT_1, [old_row(n) for n in range(5)]
+    if request.param == 2:
+        tables, rows = FORMAT_2, [old_row(n, generation) for n, generation in enumerate((0, 0, 3, 5, 7))]
+        manifest |= {"created_by": "job-1", "history_from": "2"}
+    checksum = blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16).hexdigest()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA journal_mode = WAL")
-        for statement in filter(str.strip, FORMAT_1.split(";")):
+        for statement in filter(str.strip, tables.split(";")):
             connection.execute(statement)
-        for n in range(5):
-            row = (2 * n, f"i{n}", json.dumps({"n": n}), None, vector(n).tobytes(), None)
-            head = json.dumps([*row[:4], False, True])
-            checksum = blake2b(head.encode() + row[4], digest_size=16).digest()
-            connection.execute("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, checksum))
-        manifest = {
-            "format": "1", "name": "shop", "dimension": str(D), "fingerprint": "encoder-1",
-            "settings": json.dumps(IndexSettings().to_dict(), sort_keys=True), "created_at": "1700000000.5",
-            "generation": "7", "items": "5", "image": "5", "text": "0",
-        }  # fmt: skip
-        checksum = blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16).hexdigest()
-        rows = [*manifest.items(), ("checksum", checksum)]
-        connection.executemany("INSERT INTO manifest VALUES (?, ?)", rows)
+        places = ", ".join("?" for _ in rows[0])
+        connection.executemany(f"INSERT INTO items VALUES ({places})", rows)
+        connection.executemany(
+            "INSERT INTO manifest VALUES (?, ?)", [*manifest.items(), ("checksum", checksum)]
+        )
     return path
+
+
+def manifest_of(path):
+    return dict(sql(path, "SELECT key, value FROM manifest"))
+
+
+def columns_of(path):
+    return [column[1] for column in sql(path, "PRAGMA table_info(items)")]
 
 
 def test_old_file_is_described_without_being_touched(old, folder):
     before = old.read_bytes()
+    made_by = manifest_of(old).get("created_by", "")
     with GalleryStore(folder) as store:
         info = store.describe("shop")
-    assert (info.generation, info.items, info.created_at, info.created_by) == (7, 5, 1700000000.5, "")
+    assert (info.generation, info.items, info.created_at, info.created_by) == (7, 5, 1700000000.5, made_by)
+    assert (info.targets, info.calibration) == ({"image": 5, "text": 2, "anchor": 0}, None)
     assert old.read_bytes() == before
 
 
 def test_old_file_is_brought_to_the_new_format_when_it_is_opened(old, folder):
+    checksums = sql(old, "SELECT checksum FROM items ORDER BY sequence")
     with GalleryStore(folder) as one, GalleryStore(folder) as two:
         mine, theirs = one.open("shop", "encoder-1"), two.open("shop", "encoder-1")
         assert [item.payload["n"] for item in mine.page(0, 9)] == [0, 1, 2, 3, 4]
         assert np.array_equal(mine.matrix("image"), np.stack([vector(n) for n in range(5)]))
+        assert np.array_equal(mine.matrix("text"), np.stack([vector(-n % 99) for n in (1, 3)]))
+        assert mine.calibration is None
         assert mine.generation == 8  # a process of the old version would refuse to write now
+        assert sql(old, "SELECT checksum FROM items ORDER BY sequence") == checksums
         mine.upsert([Item(id="i2", vectors={"text": vector(1)}), Item(id="i5", vectors={"image": vector(5)})])
         mine.delete(["i0"])
         theirs.refresh()
         assert [item.id for item in theirs.page(0, 9)] == ["i1", "i3", "i4", "i2", "i5"]
+        with pytest.raises(BadItem, match="no calibration"):
+            theirs.upsert([Item(id="i6", vectors={"image": vector(1), "anchor": vector(2)})])
         with GalleryStore(folder) as fresh:
             third = fresh.open("shop", "encoder-1")
             assert everything(mine) == everything(theirs) == everything(third)
-    assert sql(old, "SELECT value FROM manifest WHERE key = 'format'") == [("2",)]
+    assert manifest_of(old)["format"] == "3"
+
+
+def test_follower_of_an_old_file_reads_only_what_was_changed(old, folder):
+    with GalleryStore(folder) as one, GalleryStore(folder) as two:
+        mine, theirs = one.open("shop", "encoder-1"), two.open("shop", "encoder-1")
+        mine.upsert([Item(id="i2", vectors={"image": vector(1)})])
+        with theirs._journal.transaction(write=False):
+            changes = theirs._journal.read(theirs.generation)
+            assert not changes.everything
+            assert [[record.id for record in part] for part in changes.written] == [["i2"]]
+            assert list(changes.removed) == []
 
 
 def test_damaged_old_file_is_refused_and_stays_as_it_is(old, folder):
     sql(old, "UPDATE items SET payload = '{}' WHERE id = 'i3'")
+    before = manifest_of(old), columns_of(old)
     for _ in range(2):
         with GalleryStore(folder) as store, pytest.raises(GalleryCorrupt, match="'i3'"):
             store.open("shop", "encoder-1")
-    assert sql(old, "SELECT value FROM manifest WHERE key = 'format'") == [("1",)]
-    assert "generation" not in [column[1] for column in sql(old, "PRAGMA table_info(items)")]
+    assert (manifest_of(old), columns_of(old)) == before
+    assert "anchor_vector" not in before[1]
+
+
+def test_migration_that_is_interrupted_leaves_the_old_file(old, folder, monkeypatch):
+    before = manifest_of(old), columns_of(old)
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, GalleryStore(folder) as store:
+        patch.setattr("index.journal.write_manifest", no_space)
+        with pytest.raises(StorageFull):
+            store.open("shop", "encoder-1")
+    assert (manifest_of(old), columns_of(old)) == before
+    with GalleryStore(folder) as store:
+        assert len(store.open("shop", "encoder-1")) == 5
 
 
 def test_row_cannot_pass_for_one_of_the_old_format(old, folder):
@@ -696,6 +803,19 @@ def test_row_cannot_pass_for_one_of_the_old_format(old, folder):
     sql(old, "UPDATE items SET generation = 0 WHERE id = 'i9'")
     with GalleryStore(folder) as store, pytest.raises(GalleryCorrupt, match="'i9'"):
         store.open("shop", "encoder-1")
+
+
+def test_process_that_has_the_file_open_refuses_to_write_in_a_newer_format(pair, folder):
+    """What a process of an older version does when another one has brought the file to its format."""
+    _, _, mine, _ = pair
+    mine.upsert([Item(id="a", vectors={"image": vector(1)})])
+    newer = manifest_of(folder / "shop.sqlite") | {"format": "4"}
+    sql(folder / "shop.sqlite", "UPDATE manifest SET value = '4' WHERE key = 'format'")
+    with pytest.raises(GalleryCorrupt, match="format '4'"):
+        mine.upsert([Item(id="b", vectors={"image": vector(2)})])
+    assert not mine.usable
+    assert manifest_of(folder / "shop.sqlite") == newer
+    assert sql(folder / "shop.sqlite", "SELECT id FROM items") == [("a",)]
 
 
 def test_several_processes_that_open_an_old_file_at_once_all_succeed(old, folder):

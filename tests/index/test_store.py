@@ -48,6 +48,17 @@ def filled(folder, items):
     return folder / "shop.sqlite"
 
 
+@pytest.fixture
+def with_anchors(folder, anchored, calibration):
+    """As `filled`, of a gallery with a calibration."""
+    with GalleryStore(folder) as store:
+        gallery = store.create("shop", D, "encoder-1", IndexSettings(), calibration=calibration)
+        gallery.upsert(anchored)
+        gallery.delete(["item-3"])
+        gallery.upsert([anchored[3]])
+    return folder / "shop.sqlite"
+
+
 def contents(gallery):
     return gallery.counts(), [
         (item.id, item.payload, item.text, {t: v.tobytes() for t, v in item.vectors.items()})
@@ -58,6 +69,12 @@ def contents(gallery):
 def sql(path, statement, *values):
     with closing(sqlite3.connect(path)) as connection, connection:
         return connection.execute(statement, values).fetchall()
+
+
+def insert(path, *row):
+    """A row of `items` with the right checksum."""
+    values = (*row, row_checksum(row))
+    sql(path, f"INSERT INTO items VALUES ({', '.join('?' for _ in values)})", *values)
 
 
 def open_shop(folder, fingerprint="encoder-1"):
@@ -88,6 +105,33 @@ def test_gallery_comes_back_bit_for_bit(folder, items, unit, kind):
             assert np.array_equal(again[1], positions)
         back.upsert([Item(id="new", vectors={"image": vector})])  # and it goes on from there
     assert open_shop(folder)[1][-1][0] == "new"
+
+
+def test_gallery_with_a_calibration_comes_back_bit_for_bit(folder, with_anchors, anchored, calibration):
+    with GalleryStore(folder) as store:
+        info = store.describe("shop")
+        back = store.open("shop", "encoder-1")
+        assert info.calibration == back.calibration == store.describe("shop").calibration == calibration
+        assert info.targets == {"image": 4, "text": 4, "anchor": 6}
+        order = [0, 1, 2, 4, 5, 3]
+        expected = [anchored[n] for n in order]
+        assert [item.id for item in back.page(0, 9)] == [item.id for item in expected]
+        for item in expected:
+            stored = back.get(item.id).vectors
+            assert {t: v.tobytes() for t, v in stored.items()} == {
+                t: v.tobytes() for t, v in item.vectors.items()
+            }
+        anchors = np.stack([item.vectors["anchor"] for item in expected])
+        hits = back.search("anchor", anchors, 1)
+        assert [row[0].modalities for row in hits] == [set(i.vectors) - {"anchor"} for i in expected]
+
+
+def test_memory_store_knows_the_calibration(anchored, calibration):
+    with GalleryStore(None) as store:
+        made = store.create("shop", D, "encoder-1", IndexSettings(), calibration=calibration)
+        made.upsert(anchored)
+        assert store.describe("shop").calibration == calibration
+        assert store.peek("shop").targets == {"image": 4, "text": 4, "anchor": 6}
 
 
 def test_random_changes_survive_reopening_after_each(folder, unit):
@@ -265,7 +309,8 @@ def test_gallery_of_another_encoder_is_described_and_deleted_but_not_opened(fill
         assert (raised.value.expected, raised.value.found) == ("encoder-2", "encoder-1")
         info = store.describe("shop")
         assert (info.name, info.fingerprint, info.dimension, info.items) == ("shop", "encoder-1", D, 6)
-        assert info.targets == {"image": 4, "text": 4}
+        assert info.targets == {"image": 4, "text": 4, "anchor": 0}
+        assert info.calibration is None
         assert info.generation == 3
         assert store.open("shop", "encoder-1").get("item-0").text == "caption 0"
         with pytest.raises(FingerprintMismatch):
@@ -325,6 +370,49 @@ def test_changed_row_is_noticed(folder, filled, change):
         open_shop(folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "anchor_vector = zeroblob(32)",
+        "anchor_vector = NULL",
+        "anchor_vector = substr(anchor_vector, 1, 28)",
+        "anchor_vector = 'a text'",
+        "anchor_vector = image_vector, image_vector = anchor_vector",
+        "text_vector = anchor_vector, anchor_vector = NULL",
+        "image_vector = NULL",
+        "generation = 0",
+    ],
+)
+def test_changed_row_with_an_anchor_is_noticed(folder, with_anchors, change):
+    sql(with_anchors, f"UPDATE items SET {change} WHERE id = 'item-0'")
+    with pytest.raises(GalleryCorrupt, match="item 'item-0' of gallery 'shop' is damaged"):
+        open_shop(folder)
+
+
+def test_flipped_bit_of_an_anchor_in_the_file_is_noticed(folder, with_anchors, anchored):
+    whole = with_anchors.read_bytes()
+    vector = anchored[4].vectors["anchor"].tobytes()
+    assert whole.count(vector) == 1
+    place = whole.index(vector) + 5
+    with_anchors.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(GalleryCorrupt, match="item 'item-4'"):
+        open_shop(folder)
+
+
+@pytest.mark.parametrize(
+    ("anchored_file", "vectors"),
+    [(True, (bytes(32), None, None)), (True, (None, None, bytes(32))), (False, (bytes(32), None, bytes(32)))],
+    ids=["lacks its anchor", "is an anchor alone", "has an anchor but no calibration"],
+)
+def test_row_that_this_gallery_cannot_have_is_noticed_though_its_checksum_is_right(
+    request, folder, anchored_file, vectors
+):
+    path = request.getfixturevalue("with_anchors" if anchored_file else "filled")
+    insert(path, 99, "odd", "{}", None, *vectors, 3)
+    with pytest.raises(GalleryCorrupt, match="item 'odd'"):
+        open_shop(folder)
+
+
 def test_vector_moved_to_the_other_modality_is_noticed(folder, filled):
     sql(filled, "UPDATE items SET text_vector = image_vector, image_vector = NULL WHERE id = 'item-0'")
     with pytest.raises(GalleryCorrupt, match="item 'item-0'"):
@@ -332,9 +420,7 @@ def test_vector_moved_to_the_other_modality_is_noticed(folder, filled):
 
 
 def test_vector_of_another_size_is_noticed_though_its_checksum_is_right(folder, filled):
-    row = (99, "odd", "{}", None, bytes(28), None, 3)
-    values = (*row, row_checksum(row))
-    sql(filled, "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *values)
+    insert(filled, 99, "odd", "{}", None, bytes(28), None, None, 3)
     with pytest.raises(GalleryCorrupt, match="item 'odd'"):
         open_shop(folder)
 
@@ -351,7 +437,7 @@ def test_flipped_bit_of_a_vector_in_the_file_is_noticed(folder, filled, items):
 
 def test_missing_row_is_noticed(folder, filled):
     sql(filled, "DELETE FROM items WHERE id = 'item-5'")
-    with pytest.raises(GalleryCorrupt, match=r"should hold 6 items, .* but holds 5 items"):
+    with pytest.raises(GalleryCorrupt, match=r"should hold 6 items .* but holds 5 items"):
         open_shop(folder)
 
 
@@ -359,7 +445,7 @@ def test_missing_row_is_noticed(folder, filled):
     "key",
     [
         *("dimension", "fingerprint", "settings", "generation", "items"),
-        *("created_at", "created_by", "history_from"),
+        *("created_at", "created_by", "history_from", "calibration", "anchor"),
     ],
 )
 @pytest.mark.parametrize("statement", ["UPDATE manifest SET value = '1'", "DELETE FROM manifest"])
@@ -379,9 +465,9 @@ def test_missing_table_is_damage(folder, filled, table):
 
 
 def test_newer_format_is_refused_before_anything_else_is_read(folder, filled):
-    sql(filled, "UPDATE manifest SET value = '3' WHERE key = 'format'")
+    sql(filled, "UPDATE manifest SET value = '4' WHERE key = 'format'")
     sql(filled, "DROP TABLE items")
-    with pytest.raises(GalleryCorrupt, match=r"format '3'; this version reads up to 2\. Serve it with"):
+    with pytest.raises(GalleryCorrupt, match=r"format '4'; this version reads up to 3\. Serve it with"):
         open_shop(folder)
 
 
@@ -505,6 +591,14 @@ def test_manifest_is_what_the_documentation_says(filled):
     rows = dict(sql(filled, "SELECT key, value FROM manifest"))
     assert rows.keys() == {
         *("format", "name", "dimension", "fingerprint", "settings", "created_at"),
-        *("created_by", "generation", "history_from", "items", "image", "text", "checksum"),
+        *("created_by", "calibration", "generation", "history_from"),
+        *("items", "image", "text", "anchor", "checksum"),
     }
     assert json.loads(rows["settings"]) == IndexSettings().to_dict()
+    assert rows["calibration"] == ""
+
+
+def test_manifest_names_the_calibration(with_anchors, calibration):
+    rows = dict(sql(with_anchors, "SELECT key, value FROM manifest"))
+    assert json.loads(rows["calibration"]) == calibration._asdict()
+    assert rows["anchor"] == "6"
