@@ -6,7 +6,7 @@ A process of role `worker` is this and a few probes; role `all` has an `Engine` 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import structlog
 
 from adapters.registry import METHODS_OF, Task
 from encoders.base import Encoder
+from index.base import GalleryCorrupt, GalleryNotFound
 from index.store import GalleryStore
 from service import classification
 from service.batches.make import Batches
+from service.calibrations import Calibrations
 from service.canaries import CanaryStore
 from service.catalogue import EncoderCard
 from service.demo_gallery import fill_demo_gallery
@@ -37,7 +39,7 @@ from service.worker import Action, Worker
 log = structlog.get_logger(__name__)
 
 CALIBRATION_FILE = "calibration.safetensors"
-"""Beside a classifier's weights: what `attune calibrate` measured of it."""
+"""Beside a model's weights: what `attune calibrate` measured of it."""
 
 
 class Backend:
@@ -74,15 +76,25 @@ class Backend:
             },
         )
         self.queue = queue
+        self.calibrations = Calibrations(
+            folder / "calibrations",
+            encoder=self.encoder,
+            classifier=self.classifier,
+            built_in=_built_in_calibrations(settings),
+        )
+        self._gallery_store = GalleryStore(folder / "galleries", device=str(self.encoder.device))
         self.galleries = Galleries(
-            GalleryStore(folder / "galleries", device=str(self.encoder.device)),
+            self._gallery_store,
             self.encoder,
             default_kind=settings.index,
             batch_size=settings.batch_size,
+            marks=lambda name: self.calibrations.mark(name, "retrieve"),
+            completions=self.calibrations.completion,
         )
         self.streams = StreamStore(
             tasks=self.tasks,
             states=states or FileStates(folder / "streams"),
+            calibrations=self.calibrations,
             guard=settings.guard,
             max_in_memory=settings.max_streams,
             max_bytes=settings.max_stream_memory_mib << 20,
@@ -191,7 +203,7 @@ class Backend:
     def _actions(self) -> dict[str, Action]:
         """By name; run in the worker's thread."""
         galleries, streams, snapshots = self.galleries, self.streams, self.snapshots
-        canaries = self.canaries
+        canaries, calibrations = self.canaries, self.calibrations
 
         def plain(act: Callable[..., Any]) -> Action:
             return lambda job: act(**job.arguments)
@@ -199,6 +211,21 @@ class Backend:
         def configure_stream(name: str, **changes: Any) -> dict[str, Any]:
             stream, was_reset = streams.configure(name, **changes)
             return stream.describe() | {"reset": was_reset}
+
+        def create_gallery(job: ControlJob) -> dict[str, Any]:
+            with calibrations.kept():  # the one it names is not deleted meanwhile
+                return galleries.create(**job.arguments, job=job.id)
+
+        def describe_calibration(name: str) -> dict[str, Any]:
+            return calibrations.describe(name) | {"galleries": self._calibrated_by(name)}
+
+        def fit_calibration(job: ControlJob) -> Any:
+            name, gallery = job.arguments["name"], galleries.usable(job.arguments["gallery"])
+            latent, samples = job.arguments["latent"], job.arguments["samples"]
+            return calibrations.fit(name, gallery, latent=latent, samples=samples, job=job.id)
+
+        def delete_calibration(job: ControlJob) -> None:
+            calibrations.delete(job.arguments["name"], in_use=self._calibrated_by, again=job.again)
 
         def delete_gallery(job: ControlJob) -> None:
             name = job.arguments["name"]
@@ -235,7 +262,7 @@ class Backend:
         return {
             "list_galleries": plain(galleries.list),
             "describe_gallery": plain(galleries.describe),
-            "create_gallery": lambda job: galleries.create(**job.arguments, job=job.id),
+            "create_gallery": create_gallery,
             "delete_gallery": delete_gallery,
             "set_canaries": plain(canaries.set),
             "describe_canaries": plain(canaries.describe),
@@ -243,6 +270,12 @@ class Backend:
             "delete_items": plain(galleries.delete_items),
             "get_item": plain(galleries.get_item),
             "list_items": plain(galleries.list_items),
+            "list_calibrations": plain(calibrations.list),
+            "describe_calibration": plain(describe_calibration),
+            "put_calibration": lambda job: calibrations.put(**job.arguments, again=job.again),
+            "fit_calibration": fit_calibration,
+            "export_calibration": plain(calibrations.export),
+            "delete_calibration": delete_calibration,
             "list_streams": plain(streams.describe_all),
             "describe_stream": plain(lambda name: streams.find(name).describe()),
             "configure_stream": plain(configure_stream),
@@ -255,6 +288,16 @@ class Backend:
             "export_snapshot": plain(snapshots.export),
             "import_snapshot": lambda job: snapshots.import_(**job.arguments, again=job.again),
         }
+
+    def _calibrated_by(self, calibration: str) -> list[str]:
+        """Galleries that need it, of any process; damaged ones cannot be used anyhow."""
+        found = []
+        for name in self._gallery_store.names():
+            with suppress(GalleryNotFound, GalleryCorrupt):
+                mark = self._gallery_store.describe(name).calibration
+                if mark is not None and mark.name == calibration:
+                    found.append(name)
+        return found
 
 
 def _methods(task: Task) -> dict[str, Any]:
@@ -271,28 +314,45 @@ def _methods(task: Task) -> dict[str, Any]:
 def load_encoder(settings: Settings) -> Encoder:
     from encoders import load
 
-    name = settings.encoder
-    if name == "demo":
-        from demo import demo_encoder_path
-
-        name = str(demo_encoder_path())
+    name = _encoder_place(settings)
     return load.load_encoder(name, device=settings.device, dtype=settings.dtype)
+
+
+def _encoder_place(settings: Settings) -> str:
+    """A folder, or a name of the hub."""
+    if settings.encoder != "demo":
+        return settings.encoder
+    from demo import demo_encoder_path
+
+    return str(demo_encoder_path())
+
+
+def _classifier_place(settings: Settings) -> Path:
+    if settings.classifier != "demo":
+        return Path(settings.classifier)
+    from demo import demo_classifier_path
+
+    return demo_classifier_path()
+
+
+def _built_in_calibrations(settings: Settings) -> dict[str, Path]:
+    """Those beside the weights, which need not be there."""
+    places = {"encoder": Path(_encoder_place(settings)) / CALIBRATION_FILE}
+    if settings.classifier:
+        places["classifier"] = _classifier_place(settings) / CALIBRATION_FILE
+    return places
 
 
 def load_classifier(settings: Settings) -> Classifier | None:
     """None where the settings name none."""
-    name = settings.classifier
-    if not name:
+    if not settings.classifier:
         return None
     from adapters.calibration import load_calibration
     from encoders.cav_mae import load_cav_mae
 
-    if name == "demo":
-        from demo import demo_classifier_path
-
-        name = str(demo_classifier_path())
-    model = load_cav_mae(Path(name), device=settings.device, dtype=settings.dtype)
-    calibration = Path(name) / CALIBRATION_FILE
+    place = _classifier_place(settings)
+    model = load_cav_mae(place, device=settings.device, dtype=settings.dtype)
+    calibration = place / CALIBRATION_FILE
     if calibration.is_file():
         model.calibration = load_calibration(calibration, model)
     classifier: Classifier = model

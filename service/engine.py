@@ -259,8 +259,11 @@ class Engine:
     async def describe_gallery(self, name: str) -> dict[str, Any]:
         return await self._do("describe_gallery", gallery=name, name=name)
 
-    async def create_gallery(self, name: str, index: Mapping[str, Any] | None) -> dict[str, Any]:
-        return await self._do("create_gallery", gallery=name, name=name, index=index)
+    async def create_gallery(
+        self, name: str, index: Mapping[str, Any] | None, calibration: str | None = None
+    ) -> dict[str, Any]:
+        arguments = {"name": name, "index": index, "calibration": calibration}
+        return await self._ask(ControlJob("create_gallery", arguments, gallery=name))
 
     async def delete_gallery(self, name: str) -> None:
         await self._do("delete_gallery", gallery=name, name=name)
@@ -285,6 +288,29 @@ class Engine:
     async def describe_canaries(self, gallery: str) -> dict[str, Any]:
         return await self._do("describe_canaries", gallery=gallery, name=gallery)
 
+    # -- calibrations -------------------------------------------------------------------------------
+
+    async def list_calibrations(self) -> list[dict[str, Any]]:
+        return await self._do("list_calibrations")
+
+    async def describe_calibration(self, name: str) -> dict[str, Any]:
+        return await self._do("describe_calibration", name=name)
+
+    async def put_calibration(self, name: str, data: bytes) -> dict[str, Any]:
+        return await self._do("put_calibration", name=name, data=data)
+
+    async def fit_calibration(
+        self, name: str, gallery: str, latent: int | None = None, samples: int = 5000
+    ) -> dict[str, Any]:
+        arguments = {"name": name, "gallery": gallery, "latent": latent, "samples": samples}
+        return await self._ask(ControlJob("fit_calibration", arguments))
+
+    async def export_calibration(self, name: str) -> bytes:
+        return await self._do("export_calibration", name=name)
+
+    async def delete_calibration(self, name: str) -> None:
+        await self._do("delete_calibration", name=name)
+
     # -- streams ------------------------------------------------------------------------------------
 
     async def list_streams(self) -> list[dict[str, Any]]:
@@ -301,14 +327,19 @@ class Engine:
         pinned: bool | None = None,
         guard: Mapping[str, Any] | None = None,
         task: Task | None = None,
+        calibration: str | None = None,
     ) -> dict[str, Any]:
-        """What is None stays as it is. Without `task` the method says which; without both: retrieval."""
+        """What is None stays as it is. Without `task` the method says which; without both: retrieval.
+
+        A calibration says itself which task it is for; an empty name detaches.
+        """
         changes: dict[str, Any] = {
             "method": method,
             "settings": settings,
             "pinned": pinned,
             "guard": guard,
             "task": task,
+            "calibration": calibration,
         }
         return await self._do("configure_stream", order=name, name=name, **changes)
 

@@ -24,6 +24,11 @@ def check_snapshot_name(name: str) -> str:
     return _check(name, _SNAPSHOT_NAME, "snapshot", 64)
 
 
+def check_calibration_name(name: str) -> str:
+    """Raises BadRequest unless `name` may name a calibration (and so a file)."""
+    return _check(name, _SNAPSHOT_NAME, "calibration", 64)
+
+
 def _check(name: str, pattern: re.Pattern[str], what: str, longest: int) -> str:
     if not pattern.fullmatch(name) or ".." in name:
         raise BadRequest(

@@ -9,16 +9,18 @@ it is at that moment; `sync` does the same for all.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import structlog
 
+from adapters.completion import Completion
 from encoders.base import Encoder, Modality
 from index.base import (
     BadName,
+    CalibrationMark,
     FingerprintMismatch,
     GalleryError,
     GalleryExists,
@@ -52,8 +54,19 @@ class _Refusal:
 
 
 class Galleries:
-    def __init__(self, store: GalleryStore, encoder: Encoder, *, default_kind: str, batch_size: int) -> None:
+    def __init__(
+        self,
+        store: GalleryStore,
+        encoder: Encoder,
+        *,
+        default_kind: str,
+        batch_size: int,
+        marks: Callable[[str], CalibrationMark] | None = None,
+        completions: Callable[[CalibrationMark], Completion] | None = None,
+    ) -> None:
         self._store = store
+        self._marks = marks
+        self._completions = completions
         self._encoder = encoder
         self._default_kind = default_kind
         self._batch_size = batch_size
@@ -201,15 +214,26 @@ class Galleries:
             "generation": info.generation,
         }
 
-    def create(self, name: str, index: Mapping[str, Any] | None, *, job: str | None = None) -> dict[str, Any]:
+    def create(
+        self,
+        name: str,
+        index: Mapping[str, Any] | None,
+        *,
+        calibration: str | None = None,
+        job: str | None = None,
+    ) -> dict[str, Any]:
         """A new, empty gallery. Asked again for the same `job` (an id of any kind), the one made then.
 
         Raises GalleryExists, BadName, BadSettings, StorageError.
         """
         settings = IndexSettings.from_dict({"kind": self._default_kind, **(index or {})})
         encoder = self._encoder
+        mark = None if calibration is None or self._marks is None else self._marks(calibration)
         try:
-            self._store.create(name, encoder.dimension, encoder.fingerprint, settings, created_by=job or "")
+            self._store.create(
+                name, encoder.dimension, encoder.fingerprint, settings,
+                created_by=job or "", calibration=mark,
+            )  # fmt: skip
         except GalleryExists:
             if not job or not self._made_by(name, job):
                 raise

@@ -206,6 +206,14 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(64 * MIB, ge=1024, description="Most bytes of a request body.")
     max_snapshot_bytes: int = Field(256 * MIB, ge=1024, description="Most bytes of an imported snapshot.")
 
+    # Calibrations
+    max_calibration_bytes: int = Field(
+        64 * MIB, ge=1024, description="Most bytes of a calibration that is sent in (docs/missing.md)."
+    )
+    max_calibration_samples: int = Field(
+        20_000, ge=8, description="Most items of a gallery that one calibration is fitted to."
+    )
+
     # Limits of /classify
     max_audio_bytes: int = Field(32 * MIB, ge=1, description="Most bytes of one sound, as sent.")
     max_audio_seconds: float = Field(60.0, gt=0, le=3600, description="Longest sound, read from its header.")

@@ -135,6 +135,7 @@ class SnapshotStore:
             "settings": header.get("settings"),
             "classify": header.get("classify"),
             "fingerprint": header.get("fingerprint"),
+            "calibrations": header.get("calibrations", {}),
             "note": header.get("note", ""),
             "tracks": [
                 {

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adapters.base import AdapterError, BadSettings, StateMismatch
 from adapters.registry import METHODS_OF, Task
 from adapters.state import AdaptationState, StateFileError, pack_states, unpack_states
-from service.errors import NotFound
+from index.base import CalibrationMark
+from service.errors import BadRequest, NotFound
+from service.files import check_calibration_name
 from service.guard.guard import Guard
 from service.guard.settings import GuardSettings
 from service.tasks import Chosen, Tasks, is_track
@@ -18,6 +21,7 @@ from service.tracks import Stream, Track
 LABEL_SETS = 16
 """Label sets that one stream may adapt to at most."""
 
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 _GOOD = "good:"
 """Before a track's name, in a file: the last good state of its guard."""
 
@@ -26,13 +30,15 @@ _GOOD = "good:"
 class Unpacked:
     """A file's content, checked.
 
-    methods  of each task that the file tells of
-    refused  why the classifier's part cannot be used here; empty: it can, or there is none
+    methods       of each task that the file tells of
+    calibrations  likewise, where one was attached
+    refused       why the classifier's part cannot be used here; empty: it can, or there is none
     """
 
     header: dict[str, Any]
     methods: dict[Task, Chosen]
     tracks: dict[str, Track]
+    calibrations: dict[Task, CalibrationMark] = field(default_factory=dict)
     refused: str = ""
 
 
@@ -51,6 +57,8 @@ def pack_stream(stream: Stream, *, kind: str, **about: Any) -> bytes:
         "last_seen": stream.last_seen,
         "pinned": stream.pinned,
         "guard": stream.guard,
+        "calibrations": {task: mark._asdict() for task, mark in stream.calibrations.items()},
+        **({"uncalibrated": dict(stream.uncalibrated)} if guarded else {}),
         "card": stream.describe(),
         "tracks": {
             key: {
@@ -87,6 +95,7 @@ def unpack_stream(data: bytes, tasks: Tasks, *, whole: bool = True) -> Unpacked:
     try:
         methods: dict[Task, Chosen] = {"retrieve": _chosen(tasks, "retrieve", header)}
         tracks = {key: _track(key, states[key], about) for key, about in header["tracks"].items()}
+        calibrations = _calibrations(header.get("calibrations", {}))
         for key, about in header["tracks"].items():
             if "guard" in about:
                 tracks[key].guard = Guard.from_plain(
@@ -102,7 +111,7 @@ def unpack_stream(data: bytes, tasks: Tasks, *, whole: bool = True) -> Unpacked:
     for track in tracks.values():
         if track.task == "retrieve":
             _check(tasks, track, methods["retrieve"])
-    return _with_classifier(tasks, Unpacked(header, methods, tracks), whole=whole)
+    return _with_classifier(tasks, Unpacked(header, methods, tracks, calibrations), whole=whole)
 
 
 def _with_classifier(tasks: Tasks, found: Unpacked, *, whole: bool) -> Unpacked:
@@ -128,6 +137,27 @@ def _with_classifier(tasks: Tasks, found: Unpacked, *, whole: bool) -> Unpacked:
         kept = _set_by(plain) if tasks.classifier is None else {}
         return replace(found, methods=found.methods | kept, tracks=tracks, refused=str(error))
     return replace(found, methods={**found.methods, "classify": chosen})
+
+
+def _calibrations(plain: Mapping[Any, Any]) -> dict[Task, CalibrationMark]:
+    """Files from before there were calibrations tell of none. Raises StateFileError."""
+    found: dict[Task, CalibrationMark] = {}
+    for task, mark in plain.items():
+        match task, mark:
+            case "retrieve" | "classify", {"name": str(name), "digest": str(digest)} if _is_mark(
+                name, digest
+            ):
+                found[task] = CalibrationMark(name, digest)
+            case _:
+                raise StateFileError(f"the file's calibration of {str(task)[:20]!r} is none")
+    return found
+
+
+def _is_mark(name: str, digest: str) -> bool:
+    try:
+        return check_calibration_name(name) == name and _DIGEST.fullmatch(digest) is not None
+    except BadRequest:
+        return False
 
 
 def _set_by(plain: Any) -> dict[Task, Chosen]:

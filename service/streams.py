@@ -11,15 +11,17 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from pydantic import ValidationError
 
 from adapters.base import BadSettings, StateMismatch
+from adapters.completion import Completion
 from adapters.registry import Task
 from adapters.state import StateFileError
-from service.errors import Conflict, NotFound, StorageFailed
+from index.base import CalibrationMark
+from service.errors import BadRequest, Conflict, NotFound, StorageFailed
 from service.files import check_stream_name
 from service.guard.settings import GuardSettings
 from service.messages import LABELS, TrackKey
@@ -28,7 +30,7 @@ from service.queue.base import StateWrite
 from service.states import StateStore
 from service.stream_files import LABEL_SETS, Unpacked, pack_stream, unpack_stream
 from service.tasks import Tasks, task_of
-from service.tracks import Gathering, Stream, Track
+from service.tracks import Gathering, Stream, Track, carrying
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +38,14 @@ _SLICE = 100
 """Streams that are described at a time."""
 
 _SHOWN_FIGURES = ("modality_gap", "modality_gap_target", "uniformity", "entropy_nats")
+
+
+class Attachable(Protocol):
+    """The calibrations that there are: service.calibrations.Calibrations."""
+
+    def task(self, name: str) -> Task: ...
+    def mark(self, name: str) -> CalibrationMark: ...
+    def attached(self, mark: CalibrationMark) -> Completion: ...
 
 
 class StreamStore:
@@ -50,6 +60,7 @@ class StreamStore:
         *,
         tasks: Tasks,
         states: StateStore,
+        calibrations: Attachable | None = None,
         guard: Mapping[str, Any] | None = None,
         max_in_memory: int,
         max_bytes: int = 1 << 62,
@@ -57,6 +68,7 @@ class StreamStore:
     ) -> None:
         self._tasks = tasks
         self._states = states
+        self._calibrations = calibrations
         self._guard = GuardSettings(**(guard or {})).model_dump()
         self._max_in_memory = max_in_memory
         self._max_bytes = max_bytes
@@ -170,9 +182,27 @@ class StreamStore:
     def _new_track(self, stream: Stream, gallery: str, direction: str) -> Track:
         method = stream.methods[task_of(direction)].method
         track = Track(gallery, direction, self._tasks.source_state(method, direction))
+        completion = self._attached(stream, track)
+        if completion is not None:
+            track.state = carrying(track.state, completion)
         stream.tracks[track.name] = track
         self._set_guards(stream)
         return track
+
+    def _attached(self, stream: Stream, track: Track) -> Completion | None:
+        """What the stream's calibration completes a new track's queries by."""
+        mark = stream.calibrations.get(track.task) if track.completed else None
+        if mark is None:
+            return None
+        try:
+            if self._calibrations is None:
+                raise NotFound("this server keeps no calibrations", code="unknown_calibration")
+            return self._calibrations.attached(mark)
+        except (NotFound, BadRequest, Conflict) as error:
+            log.warning("calibration_gone", stream=stream.name, calibration=mark.name, why=str(error))
+            why = f"{error}; new tracks are completed by what their gallery or classifier has"
+            stream.uncalibrated = {**stream.uncalibrated, track.task: why}
+            return None
 
     def _refuse_another_label_set(self, stream: Stream, gallery: str) -> None:
         known = stream.label_sets
@@ -193,18 +223,23 @@ class StreamStore:
         pinned: bool | None = None,
         guard: Mapping[str, Any] | None = None,
         task: Task | None = None,
+        calibration: str | None = None,
     ) -> tuple[Stream, bool]:
-        """Choose a task's method and settings, whether the stream is pinned, and settings of its guard over
-        the server's. -> (stream, was reset).
+        """Choose a task's method and settings, whether the stream is pinned, settings of its guard over
+        the server's, and its calibration. -> (stream, was reset).
 
         Another method starts from the source state. What is None stays as it is. Without `settings`,
         those of the old method stay if the method stays, else the defaults apply. Without `task` the method
-        says which is meant, else it is retrieval. Raises NotFound (`no_classifier`), UnknownMethod,
-        BadSettings, and what the method lacks.
+        says which is meant, else it is retrieval. A calibration is for the task whose model it was made of;
+        the empty name detaches that of `task`, or all. What was learned stays. Raises NotFound
+        (`no_classifier`, `unknown_calibration`), UnknownMethod, BadSettings, and what the method lacks.
         """
+        attached = None if calibration is None else self._named(calibration, task if method is None else None)
         if task is None:
             task = "retrieve" if method is None else self._tasks.task_with(method)
         stream = self.find_or_create(name)
+        if attached == {}:
+            attached = dict.fromkeys(stream.calibrations)
         old = stream.methods.get(task) or self._tasks.default(task)
         chosen = method or old.name
         kept = old.settings if chosen == old.name else {}
@@ -217,10 +252,47 @@ class StreamStore:
         stream.guard = stream.guard if guard is None else dict(guard)
         stream.pinned = stream.pinned if pinned is None else pinned
         self._leave(stream, leaving)
+        for of_task, mark in (attached or {}).items():
+            self._attach(stream, of_task, mark)
         self._save_or_revert(stream, before)
         self._set_guards(stream, forgive=True)
         stream.dirty = True
         return stream, bool(leaving)
+
+    def _named(self, name: str, task: Task | None) -> dict[Task, CalibrationMark | None]:
+        """What `name` attaches, by task; None detaches. Empty: it detaches all there are.
+
+        Raises NotFound, BadRequest, Conflict.
+        """
+        if not name:
+            return {} if task is None else {task: None}
+        if self._calibrations is None:
+            raise NotFound(f"there is no calibration {name!r}", code="unknown_calibration")
+        found = self._calibrations.task(name)
+        if task is not None and task != found:
+            raise BadRequest(
+                f"calibration {name!r} is for {found}, and the request is about {task}",
+                code="bad_calibration",
+            )
+        return {found: self._calibrations.mark(name)}
+
+    def _attach(self, stream: Stream, task: Task, mark: CalibrationMark | None) -> None:
+        """Let a calibration complete a task's queries from now on; None: none of the stream's own."""
+        if mark is None and task not in stream.calibrations:
+            return
+        assert mark is None or self._calibrations is not None
+        completion = None if mark is None or self._calibrations is None else self._calibrations.attached(mark)
+        others = {of: one for of, one in stream.calibrations.items() if of != task}
+        stream.calibrations = others if mark is None else {**others, task: mark}
+        stream.uncalibrated = {of: why for of, why in stream.uncalibrated.items() if of != task}
+        old = {name: track for name, track in stream.tracks_of(task).items() if track.completed}
+        tracks = stream.tracks | {name: track.with_completion(completion) for name, track in old.items()}
+        self._leave(stream, {name: track for name, track in old.items() if track.gathered.learning})
+        stream.tracks = tracks
+        log.info(
+            "calibration_detached" if mark is None else "calibration_attached",
+            stream=stream.name, task=task, **({} if mark is None else mark._asdict()),
+        )  # fmt: skip
 
     def _guard_settings(self, over: Mapping[str, Any]) -> GuardSettings:
         """The server's with some changed. Raises BadSettings."""
@@ -239,10 +311,11 @@ class StreamStore:
             track.guard = replace(guard, settings=settings, stream=stream.name, track=name)
 
     def reset(self, name: str) -> Stream:
-        """Back to the source state; method and settings stay."""
+        """Back to the source state; method, settings and calibrations stay."""
         stream = self.find(name)
         before = copy(stream)
         self._leave(stream, stream.tracks)
+        stream.uncalibrated = {}
         self._save_or_revert(stream, before)
         return stream
 
@@ -253,6 +326,7 @@ class StreamStore:
         self._leave(stream, stream.tracks)
         stream.methods = {**stream.methods, **found.methods}
         stream.tracks = dict(found.tracks)
+        stream.calibrations, stream.uncalibrated = dict(found.calibrations), {}
         self._set_guards(stream)
         self._save_or_revert(stream, before)
         return stream
@@ -423,6 +497,8 @@ class StreamStore:
             tracks=found.tracks,
             pinned=header.get("pinned", False),
             guard=header.get("guard", {}),
+            calibrations=found.calibrations,
+            uncalibrated=header.get("uncalibrated", {}),
             dirty=False,
         )
         self._set_guards(stream)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from adapters.completion import Completion, remember
 from adapters.registry import Task
 from adapters.state import AdaptationState
+from index.base import CalibrationMark
 from service.guard.guard import Guard
 from service.guard.settings import GuardSettings
-from service.messages import LABELS, Query, QueryJob, Sample
+from service.messages import COMPOSED, LABELS, Query, QueryJob, Sample
 from service.pipeline import Outcome
 from service.tasks import Chosen, task_of
 
@@ -120,6 +122,27 @@ class Track:
         """The guard compares features with what is searched, which the classifier has not."""
         return self.task == "retrieve"
 
+    @property
+    def completed(self) -> bool:
+        """Whether a calibration completes what its queries lack."""
+        return self.task == "classify" or self.direction == f"{COMPOSED}->anchor"
+
+    def with_completion(self, completion: Completion | None) -> Track:
+        """One whose states complete by this; None: by nothing of their own. What was learned stays.
+
+        A gathering that is being learned from stays behind: that ends with a state of this one's.
+        """
+        state = carrying(self.state, completion)
+        good = self.guard.good
+        if good is not None:
+            good = state if good is self.state else carrying(good, completion)
+        return replace(
+            self,
+            state=state,
+            guard=replace(self.guard, good=good),
+            gathered=Gathering() if self.gathered.learning else self.gathered,
+        )
+
     def commit(self, outcome: Outcome) -> None:
         """Take over what an adaptation came to. An undone one leaves the state as it was."""
         if outcome.state is not None:
@@ -174,6 +197,10 @@ class Stream:
     """Adaptations under way; it does not leave memory meanwhile."""
     token: int | None = 0
     """The store's owner token when this was loaded; see StateStore."""
+    calibrations: Mapping[Task, CalibrationMark] = field(default_factory=dict)
+    """What completes the queries of its tracks, by task; without one, that of their gallery or classifier."""
+    uncalibrated: Mapping[Task, str] = field(default_factory=dict)
+    """Why a track has begun without the task's calibration."""
 
     def chosen(self, track: Track) -> Chosen:
         """The method that learns on one of its tracks."""
@@ -201,12 +228,23 @@ class Stream:
             **self.methods["retrieve"].describe(),
             "classify": self.methods["classify"].describe() if "classify" in self.methods else None,
             "guard": self.guard,
+            "calibrations": {
+                task: {**mark._asdict(), "warning": self.uncalibrated.get(task, "")}
+                for task, mark in self.calibrations.items()
+            },
             "version": self.version,
             "batches": sum(track.state.batches for track in self.tracks.values()),
             "created_at": self.created_at,
             "last_seen": self.last_seen,
             "tracks": [track.describe() for track in self.tracks.values()],
         }
+
+
+def carrying(state: AdaptationState, completion: Completion | None) -> AdaptationState:
+    """A state that is the same but for its completion, and shares all else with the given one."""
+    other = replace(state, numbers=dict(state.numbers))
+    remember(other, completion)
+    return other
 
 
 _UNGUARDED = {"policy": "off", "why": "the guard does not watch the classifier's tracks"}
