@@ -27,6 +27,11 @@ from adapters.state import AdaptationState
 Modality = Literal["audio", "video"]
 Values = Mapping[str, Tensor]
 Artefact = Literal["statistics", "fisher", "completion"]
+_WORDS: Mapping[Artefact, str] = {
+    "statistics": "statistics",
+    "fisher": "fisher values",
+    "completion": "a completion",
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class TwoStream(Protocol):
     def joint_packed(
         self, segments: Sequence[tuple[Tensor, Any]], values: Values | None = None
     ) -> list[Tensor]: ...
+    def fuse(self, tokens: Mapping[Any, Tensor], values: Values | None = None) -> Tensor: ...
     def head(self, pooled: Tensor, values: Values | None = None) -> tuple[Tensor, Tensor]: ...
 
 
@@ -136,9 +142,10 @@ def require_calibration(method: ClassifyMethod, model: TwoStream) -> None:
     held = model.calibration.holds if model.calibration is not None else frozenset()
     missing = sorted(method.needs - held)
     if missing:
+        what = " and ".join(_WORDS[artefact] for artefact in missing)
         raise CalibrationMissing(
-            f"{method.name} needs a calibration with {' and '.join(missing)} of clean samples, which this "
-            "model has not; make one with `attune calibrate`"
+            f"{method.name} needs {what} of clean samples, which this model has not; make a calibration with "
+            "`attune calibrate`"
         )
 
 

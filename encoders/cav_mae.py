@@ -254,9 +254,6 @@ class CavMae:
         """Logits of a batch, differentiable in `values` (any weights by name) and `prompts`.
 
         prompts: of each modality [Lp, P, D]; row i goes before the tokens that enter block i.
-
-        Where a modality is missing the model takes its own path for that: the other one passes through the
-        joint blocks with the plain norms and with its own, and the mean of both is classified.
         """
         tokens = {
             modality: self.tower(
@@ -264,15 +261,20 @@ class CavMae:
             ).tokens
             for modality, embedded in self.embed(inputs, values).items()
         }
-        if inputs.complete:
-            pooled = self.joint(torch.cat([tokens["audio"], tokens["video"]], dim=1), values=values)
-        else:
-            ((modality, alone),) = tokens.items()
-            pooled = torch.stack(
-                self.joint_packed([(alone, "plain"), (alone, modality)], values=values)
-            ).mean(0)
+        pooled = self.fuse(tokens, values)
         logits, features = self.head(pooled, values)
         return AVOutput(logits, features, pooled)
+
+    def fuse(self, tokens: Mapping[AVModality, Tensor], values: Values | None = None) -> Tensor:
+        """Tokens [B, N, D] of the towers -> [B, D], what the head reads.
+
+        Where a modality is missing the model takes its own path for that: the other one passes through the
+        joint blocks with the plain norms and with its own, and the mean of both is classified.
+        """
+        if len(tokens) == len(AV_MODALITIES):
+            return self.joint(torch.cat([tokens["audio"], tokens["video"]], dim=1), values=values)
+        ((modality, alone),) = tokens.items()
+        return torch.stack(self.joint_packed([(alone, "plain"), (alone, modality)], values=values)).mean(0)
 
     def embed(self, inputs: AVInputs, values: Values | None = None) -> dict[AVModality, Tensor]:
         """Patches with their positions and modality: [B, N, D] of each modality that is there."""

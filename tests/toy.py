@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adapters.calibration import Calibration
 from encoders.audio import AudioSpec
-from encoders.audiovisual import AVInputs, AVOutput
+from encoders.audiovisual import AVInputs, AVModality, AVOutput, Norms, TowerOutput
 from encoders.base import Modality
 from encoders.preprocessing import ImageSpec
 
@@ -102,14 +102,47 @@ class ToyClassifier:
     def forward(
         self, inputs: AVInputs, values: Mapping[str, Tensor] | None = None, prompts: object = None
     ) -> AVOutput:
-        used = {**self.weights, **(values or {})}
-        audio = torch.zeros(len(inputs), MEL_BINS) if inputs.audio is None else inputs.audio.mean(1)
-        video = torch.zeros(len(inputs), 48)
+        towers = {
+            name: self.tower_packed(name, [tokens])[0].tokens for name, tokens in self.embed(inputs).items()
+        }
+        pooled = self.fuse(towers, values)
+        logits, hidden = self.head(pooled, values)
+        return AVOutput(logits, hidden, pooled)
+
+    def embed(self, inputs: AVInputs, values: Mapping[str, Tensor] | None = None) -> dict[AVModality, Tensor]:
+        """One token each: its own numbers in their places, zeros in the other's."""
+        found: dict[AVModality, Tensor] = {}
+        if inputs.audio is not None:
+            found["audio"] = F.pad(inputs.audio.mean(1), (0, 48)).unsqueeze(1)
         if inputs.video is not None:
-            video = F.adaptive_avg_pool2d(inputs.video, 4).flatten(1)
-        both = torch.cat([audio, video], dim=1)
-        hidden = F.layer_norm(both, both.shape[1:], used["norm.weight"], used["norm.bias"])
-        return AVOutput(hidden @ used["head.weight"].T, hidden, hidden)
+            grid = F.adaptive_avg_pool2d(inputs.video, 4).flatten(1)
+            found["video"] = F.pad(grid, (MEL_BINS, 0)).unsqueeze(1)
+        return found
+
+    def tower_packed(
+        self,
+        modality: AVModality,
+        token_sets: Sequence[Tensor],
+        *,
+        values: Mapping[str, Tensor] | None = None,
+        prompts: Tensor | None = None,
+        features: bool = False,
+    ) -> list[TowerOutput]:
+        means = token_sets[0].mean(1, keepdim=True) if features else None
+        return [TowerOutput(tokens, None if i else means) for i, tokens in enumerate(token_sets)]
+
+    def joint_packed(
+        self, segments: Sequence[tuple[Tensor, Norms]], values: Mapping[str, Tensor] | None = None
+    ) -> list[Tensor]:
+        return [tokens.sum(1) for tokens, _ in segments]
+
+    def fuse(self, tokens: Mapping[AVModality, Tensor], values: Mapping[str, Tensor] | None = None) -> Tensor:
+        return self.joint_packed([(torch.cat(list(tokens.values()), dim=1), "plain")])[0]
+
+    def head(self, pooled: Tensor, values: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        used = {**self.weights, **(values or {})}
+        hidden = F.layer_norm(pooled, pooled.shape[1:], used["norm.weight"], used["norm.bias"])
+        return hidden @ used["head.weight"].T, hidden
 
 
 def sound(seed: int, frames: int = FRAMES) -> np.ndarray:
