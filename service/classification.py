@@ -105,7 +105,7 @@ def _answer_early(on_answer: OnLogits, logits: Tensor, state: AdaptationState) -
 
 def _refusal(method: ClassifyMethod, inputs: Any) -> str:
     """Why the method cannot learn from this batch at all; empty: it can."""
-    if not inputs.complete:
+    if not inputs.complete and not method.takes_incomplete:
         return f"the samples lack {' and '.join(inputs.missing)}"
     if len(inputs) < method.fewest:
         return f"{method.name} learns from {method.fewest} samples or more, the batch has {len(inputs)}"

@@ -1,4 +1,15 @@
-"""Which tracks have gathered queries, whose turn it is to adapt, who gives way when they are too many."""
+"""Which tracks have gathered queries, whose turn it is to adapt, who gives way when they are too many.
+
+A track may gather queries of several kinds, which do not go through a model together: samples that lack
+sound among complete ones, texts among composed queries. What leaves is always the oldest, because the store
+drops what was learned from as it keeps it, in order. So the oldest queries, a full batch of them, are taken
+together and sorted by kind into batches that are learned from one after another and stored as one. A stream
+whose pattern changes with every query learns from as much as one whose pattern never does.
+
+A kind of which there are fewer than `min_items` among them leaves unlearned (counted as shed), unless there
+are most of it: so little is not waited for, and every full gathering teaches something. A gathering that is
+not full becomes due with age only once it holds `min_items` of one kind.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +19,7 @@ from dataclasses import dataclass
 
 from service.messages import Query, QueryJob, Sample
 from service.queue.base import GatherWrite
-from service.tracks import Stream, Track
+from service.tracks import Portion, Stream, Track
 
 _SWEEP_S = 5.0
 
@@ -27,13 +38,20 @@ class GatherLimits:
 
 @dataclass(frozen=True)
 class GatheredBatch:
-    """Queries that left their gathering to be learned from. `first` is the job of the oldest."""
+    """Queries of one kind that left their gathering to be learned from. `first` is the job of the oldest."""
 
-    stream: Stream
-    track: Track
     first: QueryJob
     queries: Sequence[Query | Sample]
     id: str
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All that left a gathering at once: a batch of each kind, in the order of their oldest queries."""
+
+    stream: Stream
+    track: Track
+    batches: Sequence[GatheredBatch]
 
 
 class Gatherings:
@@ -78,10 +96,10 @@ class Gatherings:
         drop = 0 if track.gathered.learning else track.gathered.let_go()
         return GatherWrite(stream.name, stream.token, track.name, drop=drop, join=join)
 
-    def learned(self, batch: GatheredBatch) -> GatherWrite:
-        """What the store is told of the gathering when a batch of it is done with."""
-        batch.track.gathered.learning = False
-        return self._write(batch.stream, batch.track)
+    def learned(self, gathered: Gathered) -> GatherWrite:
+        """What the store is told of the gathering when all that left it at once is done with."""
+        gathered.track.gathered.learning = False
+        return self._write(gathered.stream, gathered.track)
 
     def overflow(self, *, is_current: Callable[[Stream, Track], bool]) -> tuple[Stream, GatherWrite] | None:
         """If all gatherings together hold too much: the one whose turn is next leaves unlearned."""
@@ -105,7 +123,7 @@ class Gatherings:
 
     def next_batch(
         self, *, is_current: Callable[[Stream, Track], bool], everything: bool = False
-    ) -> GatheredBatch | None:
+    ) -> Gathered | None:
         """The queries of the first gathering that is full, or old enough and not too small."""
         limits = self._limits
         now = time.monotonic()
@@ -117,23 +135,28 @@ class Gatherings:
             old = everything or now - track.gathered.since >= limits.max_age_s
             if len(track.gathered) < limits.batch_size and not old:
                 continue
-            first, used = track.gathered.jobs[0], track.gathered.used
-            queries = track.gathered.take(limits.batch_size)
+            batches, rest = _sorted(track.gathered.take(limits.batch_size), self._fewest)
             track.gathered.learning = True
+            self._count_shed(stream, track, rest)
             self._forget(key)
             self._note(stream, track)  # to the back: other streams have their turn
-            return GatheredBatch(stream, track, first, queries, f"{first.id}+{used}")
+            return Gathered(stream, track, batches)
         return None
+
+    @property
+    def _fewest(self) -> int:
+        """Of one kind, that make a batch where there are more of another."""
+        return min(self._limits.min_items, self._limits.batch_size)
 
     def _note(self, stream: Stream, track: Track) -> None:
         """Take note of how much the track holds now. It keeps its turn if it has one."""
-        key, count, limits = (stream.name, track.name), len(track.gathered), self._limits
+        key, count = (stream.name, track.name), len(track.gathered)
         if not count:
             self._forget(key)
             return
         self._count(key, (count, track.gathered.byte_size))
         self._tracks[key] = (stream, track)
-        if count >= min(limits.min_items, limits.batch_size):
+        if count >= self._limits.batch_size or track.gathered.most_alike >= self._fewest:
             self._enough[key] = (stream, track)
         else:
             self._enough.pop(key, None)
@@ -161,9 +184,32 @@ class Gatherings:
         self._swept_at = time.monotonic()
 
     def _shed(self, stream: Stream, track: Track, surplus: int) -> None:
-        if surplus <= 0:
-            return
-        track.gathered.take(surplus)
-        track.shed += surplus
-        stream.dirty = True
-        self._on_shed(stream, track, surplus)
+        if surplus > 0:
+            track.gathered.take(surplus)
+            self._count_shed(stream, track, surplus)
+
+    def _count_shed(self, stream: Stream, track: Track, count: int) -> None:
+        """So many have left unlearned."""
+        if count:
+            track.shed += count
+            stream.dirty = True
+            self._on_shed(stream, track, count)
+
+
+def _sorted(portions: Sequence[Portion], fewest: int) -> tuple[list[GatheredBatch], int]:
+    """A batch of each kind, and how many queries are of kinds with too few; see the module's head."""
+    kinds: dict[str, list[Portion]] = {}
+    for portion in portions:
+        kinds.setdefault(portion.job.kind, []).append(portion)
+    sizes = {kind: sum(len(part.asked) for part in parts) for kind, parts in kinds.items()}
+    most = max(sizes, key=lambda kind: sizes[kind])
+    batches = [
+        GatheredBatch(
+            parts[0].job,
+            [one for part in parts for one in part.asked],
+            f"{parts[0].job.id}+{parts[0].start}",
+        )
+        for kind, parts in kinds.items()
+        if kind == most or sizes[kind] >= fewest
+    ]
+    return batches, sum(sizes.values()) - sum(len(batch.queries) for batch in batches)

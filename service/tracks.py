@@ -7,7 +7,7 @@ consistent view.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,9 +23,20 @@ from service.pipeline import Outcome
 from service.tasks import Chosen, task_of
 
 
+@dataclass(frozen=True)
+class Portion:
+    """What leaves a gathering of one job: those `asked`, the first of which is its query number `start`."""
+
+    job: QueryJob
+    start: int
+    asked: Sequence[Query | Sample]
+
+
 @dataclass
 class Gathering:
     """Answered queries of a track that wait for a full batch (asynchronous mode), in the order they came.
+
+    They may be of several kinds, such as samples that lack a modality among complete ones.
 
     byte_size    of the jobs' arrays, whatever of the oldest has left
     used         queries of the oldest job that have left already
@@ -42,32 +53,40 @@ class Gathering:
     learning: bool = False
     since: float = 0.0
     byte_size: int = 0
-    _count: int = 0
+    _kinds: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         """Queries waiting."""
-        return self._count
+        return self._kinds.total()
+
+    @property
+    def most_alike(self) -> int:
+        """Queries waiting of the kind of which there are most."""
+        return max(self._kinds.values(), default=0)
 
     def join(self, jobs: Sequence[QueryJob]) -> None:
-        if not self._count:
+        if not len(self):
             self.since = time.monotonic()
         self.jobs.extend(jobs)
         self.byte_size += sum(job.byte_size for job in jobs)
-        self._count += sum(job.items for job in jobs)
+        for job in jobs:
+            self._kinds[job.kind] += job.items
 
-    def take(self, count: int) -> list[Query | Sample]:
-        """The oldest `count` queries leave."""
-        taken: list[Query | Sample] = []
-        while self.jobs and len(taken) < count:
-            waiting = self.jobs[0].asked[self.used :]
-            part = waiting[: count - len(taken)]
-            taken.extend(part)
+    def take(self, count: int) -> list[Portion]:
+        """The oldest `count` queries leave, whatever their kinds."""
+        taken: list[Portion] = []
+        while self.jobs and count > 0:
+            job, start = self.jobs[0], self.used
+            waiting = job.asked[start:]
+            part = waiting[:count]
+            taken.append(Portion(job, start, part))
+            count -= len(part)
+            self._kinds[job.kind] -= len(part)
             self.used += len(part)
             if len(part) == len(waiting):
                 self.byte_size -= self.jobs.popleft().byte_size
                 self.used = 0
                 self.left += 1
-        self._count -= len(taken)
         self.since = time.monotonic()
         return taken
 
@@ -81,9 +100,10 @@ class Gathering:
     def resumed(cls, jobs: Sequence[QueryJob], used: int) -> Gathering:
         gathering = cls()
         gathering.join(jobs)
-        gathering.used = min(used, jobs[0].items if jobs else 0)
-        gathering.stored_used = gathering.used
-        gathering._count -= gathering.used
+        if jobs:
+            gathering.used = min(used, jobs[0].items)
+            gathering.stored_used = gathering.used
+            gathering._kinds[jobs[0].kind] -= gathering.used
         return gathering
 
 

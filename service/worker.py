@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -29,7 +29,7 @@ from service.batches.make import Batches
 from service.batches.taken import Taken
 from service.errors import NotReady, QueueUnreachable, ServiceError
 from service.galleries import Galleries
-from service.gathering import GatheredBatch, Gatherings, GatherLimits
+from service.gathering import Gathered, Gatherings, GatherLimits
 from service.messages import ControlJob, Job, QueryJob, stream_of
 from service.metrics import Metrics
 from service.pipeline import EarlyAnswer, Outcome
@@ -305,8 +305,9 @@ class Worker:
         stream = self._streams.find_or_create(first.key.stream)
         track = self._streams.track(stream, first.key)
         self._gatherings.watch(stream)
-        if batch.unlearned_because:
-            self._answer_without_learning(taken, stream, track, reason=batch.unlearned_because)
+        unlearned = batch.unlearned_because(stream.chosen(track).method)
+        if unlearned:
+            self._answer_without_learning(taken, stream, track, reason=unlearned)
         elif self._sheds(taken):
             self._answer_without_learning(taken, stream, track, reason="overloaded: answers come first")
         elif any(job.id in track.state.applied_batches for job in jobs):
@@ -416,28 +417,42 @@ class Worker:
     def _start_due_gathering(self, *, everything: bool = False) -> None:
         if self._overloaded() and not everything:
             return
-        batch = self._gatherings.next_batch(is_current=self._still_there, everything=everything)
-        if batch is not None:
-            self._background = _Work(_kept(batch.stream, self._adapt_only(batch)), batch.stream.name)
+        gathered = self._gatherings.next_batch(is_current=self._still_there, everything=everything)
+        if gathered is not None:
+            slices = _kept(gathered.stream, self._adapt_only(gathered))
+            self._background = _Work(slices, gathered.stream.name)
 
-    def _adapt_only(self, gathered: GatheredBatch) -> Generator[None, None, None]:
-        """Learn from gathered queries. Whatever comes of it, they leave the gathering."""
-        stream, track = gathered.stream, gathered.track
+    def _adapt_only(self, gathered: Gathered) -> Generator[None, None, None]:
+        """Learn from gathered queries, kind after kind. Whatever comes of it, they leave the gathering.
+
+        Nothing is committed before the last batch is learned from: a state that were stored in between would
+        be taken up with queries that it has learned from already.
+        """
+        track = gathered.track
+        method, ahead = gathered.stream.chosen(track).method, replace(track)
+        learned: list[tuple[Outcome, int]] = []
         try:
-            batch = self._batches.gathered(gathered)
-            yield from batch.prepare()
-            outcome = yield from batch.adapt(track, stream.chosen(track).method, batch_id=gathered.id)
+            for part in gathered.batches:
+                batch = self._batches.gathered(part)
+                yield from batch.prepare()
+                outcome = yield from batch.adapt(ahead, method, batch_id=part.id)
+                ahead.commit(outcome)
+                learned.append((outcome, batch.size))
         except Exception:
-            if self._still_there(stream, track):
-                self._store(gathered)
+            self._store(gathered, learned)
             raise
-        if self._commit(stream, track, outcome, batch.size):
-            self._store(gathered)
+        self._store(gathered, learned)
 
-    def _store(self, batch: GatheredBatch) -> None:
-        gathering = self._gatherings.learned(batch)
-        batch.stream.dirty = True
-        self._queue.settle(Settlement(gathering=gathering, state=self._streams.write(batch.stream.name)))
+    def _store(self, gathered: Gathered, learned: Sequence[tuple[Outcome, int]]) -> None:
+        """Commit what was learned from gathered queries, and let them go, if the stream is still this one."""
+        stream, track = gathered.stream, gathered.track
+        if not all(self._commit(stream, track, outcome, queries) for outcome, queries in learned):
+            return
+        if not self._still_there(stream, track):
+            return
+        stream.dirty = True
+        gathering = self._gatherings.learned(gathered)
+        self._queue.settle(Settlement(gathering=gathering, state=self._streams.write(stream.name)))
 
     def _commit(self, stream: Stream, track: Track, outcome: Outcome, queries: int) -> bool:
         """Take over what an adaptation came to; False if the stream is no longer this one."""

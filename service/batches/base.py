@@ -31,9 +31,8 @@ class Batch(Protocol):
     def source_because(self) -> str:
         """Why no stream's state can play a part and the source model answers; empty: one can."""
 
-    @property
-    def unlearned_because(self) -> str:
-        """Why a stream's state answers but cannot learn from these queries; empty: it can."""
+    def unlearned_because(self, method: Any) -> str:
+        """Why a stream's state answers but its method cannot learn from these queries; empty: it can."""
 
     def prepare(self) -> Generator[None, None, None]:
         """What has to be there before the batch can be answered, in slices between which others are."""

@@ -38,10 +38,11 @@ class ClassifierBatch:
     def missing(self) -> tuple[str, ...]:
         return self._samples[0].missing
 
-    @property
-    def unlearned_because(self) -> str:
-        """Methods compare modalities, and what the model makes of one alone is another path."""
-        return f"the samples lack {' and '.join(self.missing)}" if self.missing else ""
+    def unlearned_because(self, method: ClassifyMethod) -> str:
+        """Most methods compare modalities, and what the model makes of one alone is another path."""
+        if not self.missing or method.takes_incomplete:
+            return ""
+        return f"the samples lack {' and '.join(self.missing)}"
 
     def prepare(self) -> Generator[None, None, None]:
         return nothing()

@@ -47,6 +47,15 @@ def words(queries: Any) -> list[str]:
     return [query.text for query in queries]
 
 
+def taken(made: Gatherings, **about: Any) -> list[tuple[list[str], str]]:
+    """What the next to leave is learned from: words and id of each batch."""
+    gathered = made.next_batch(is_current=always, **about)
+    if gathered is None:
+        return []
+    made.learned(gathered)
+    return [(words(batch.queries), batch.id) for batch in gathered.batches]
+
+
 def test_a_batch_takes_the_oldest_queries_and_may_split_a_job() -> None:
     made, _ = gatherings()
     stream, track = pair()
@@ -54,23 +63,25 @@ def test_a_batch_takes_the_oldest_queries_and_may_split_a_job() -> None:
     made.join(stream, track, [first])
     assert made.next_batch(is_current=always) is None
     made.join(stream, track, [second])
-    batch = made.next_batch(is_current=always)
-    assert batch is not None
+    gathered = made.next_batch(is_current=always)
+    assert gathered is not None
+    (batch,) = gathered.batches
     assert (words(batch.queries), batch.id) == (["a", "b", "c"], f"{first.id}+0")
-    assert made.learned(batch).drop == 1
+    assert made.learned(gathered).drop == 1
     assert track.gathered.stored_used == 1
     made.join(stream, track, [job("f")])
-    batch = made.next_batch(is_current=always)
-    assert batch is not None
+    gathered = made.next_batch(is_current=always)
+    assert gathered is not None
+    (batch,) = gathered.batches
     assert (words(batch.queries), batch.id) == (["d", "e", "f"], f"{second.id}+1")
-    assert made.learned(batch).drop == 2
+    assert made.learned(gathered).drop == 2
     assert (len(track.gathered), track.gathered.stored_used) == (0, 0)
 
 
 def test_a_gathering_goes_on_where_it_was_stored() -> None:
     resumed = Gathering.resumed([job("a", "b", "c"), job("d")], used=2)
     assert len(resumed) == 2
-    assert words(resumed.take(5)) == ["c", "d"]
+    assert [(part.start, words(part.asked)) for part in resumed.take(5)] == [(2, ["c"]), (0, ["d"])]
     assert resumed.let_go() == 2
     assert len(Gathering.resumed([], used=4)) == 0
     assert len(Gathering.resumed([job("a")], used=9)) == 0
