@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -140,6 +140,19 @@ class _Plan:
 
 
 @dataclass(frozen=True)
+class _Scale:
+    """All that the novelty of a pattern of missingness needs.
+
+    The squared Mahalanobis distance of offsets x is sum ||x||^2 / noise - ||sum x @ weight||^2, weight being
+    W / noise times a root of the posterior's covariance.
+    """
+
+    loadings: dict[str, tuple[Tensor, Tensor, Tensor]]  # weight [d, r], mean [d], noise scalar
+    levels: Tensor  # [101] percentiles of clean samples
+    known: bool
+
+
+@dataclass(frozen=True)
 class Completion:
     """A fitted latent model and what is known of the samples it was fitted to.
 
@@ -163,6 +176,7 @@ class Completion:
     batches: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
     _plans: dict[Any, _Plan] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _scales: dict[Any, _Scale] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -203,12 +217,19 @@ class Completion:
         0 where no clean sample with these modalities is known. What is not finite is as unusual as can be.
         """
         self._check(observed)
-        samples = self._samples(observed)
-        distance = infer(self.model, samples).novelty
-        row = self.novelty[self._pattern(observed) - 1].contiguous()
-        rank = torch.searchsorted(row, distance.nan_to_num(nan=torch.inf).contiguous(), right=True)
-        rank = torch.where(row.isinf().all(), torch.zeros_like(rank), rank)
-        return (rank.double() / (len(row) - 1)).clamp(0, 1)
+        scale = self._scale(tuple(name for name in self.modalities if name in observed))
+        apart, pulls = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for name, (weight, mean, noise) in scale.loadings.items():
+            offset = self._evened(self.modalities.index(name), observed[name].detach().double()) - mean
+            apart = apart + offset.square().sum(1) / noise
+            pulls = pulls + offset @ weight
+        distance = apart - pulls.square().sum(1)
+        rank = torch.searchsorted(scale.levels, distance.nan_to_num(nan=torch.inf).contiguous(), right=True)
+        return (rank.double() / (len(scale.levels) - 1)).clamp(0, 1) * scale.known
+
+    def knows_novelty(self, observed: Collection[str]) -> bool:
+        """Whether clean samples with these modalities are known. Raises NothingObserved."""
+        return self._scale(tuple(name for name in self.modalities if name in observed)).known
 
     def views(self, completed: Completed) -> Tensor:
         """What each modality alone says of the latent, as unit columns [B, r, M]; differentiable.
@@ -268,7 +289,7 @@ class Completion:
             if part.ndim != 2 or part.shape[1] != size:
                 raise BadEmbeddings(f"{name} is {tuple(part.shape)}, its embeddings have {size} features")
 
-    def _pattern(self, observed: Mapping[str, Tensor]) -> int:
+    def _pattern(self, observed: Collection[str]) -> int:
         return sum(1 << m for m, name in enumerate(self.modalities) if name in observed)
 
     def _evened(self, m: int, values: Tensor) -> Tensor:
@@ -285,6 +306,29 @@ class Completion:
             for m, name in enumerate(self.modalities)
         ]
         return Samples(tuple(parts), there.expand(count, -1))
+
+    def _scale(self, names: tuple[str, ...]) -> _Scale:
+        if not names:
+            raise NothingObserved("none of the modalities is there")
+        if names not in self._scales:
+            self._scales[names] = self._make_scale(names)
+        return self._scales[names]
+
+    @torch.no_grad()
+    def _make_scale(self, names: tuple[str, ...]) -> _Scale:
+        parts = {name: self.model.loadings[self.modalities.index(name)] for name in names}
+        precision = torch.eye(self.model.latent, dtype=torch.float64, device=self.novelty.device)
+        for loading in parts.values():
+            precision = precision + loading.weight.T @ loading.weight / loading.noise
+        factor = torch.linalg.cholesky(precision)
+        identity = torch.eye(self.model.latent, dtype=torch.float64, device=self.novelty.device)
+        root = torch.linalg.solve_triangular(factor, identity, upper=False).T  # covariance = root root^T
+        levels = self.novelty[self._pattern(names) - 1].contiguous()
+        loadings = {
+            name: (loading.weight @ root / loading.noise, loading.mean, loading.noise)
+            for name, loading in parts.items()
+        }
+        return _Scale(loadings, levels, not bool(levels.isinf().all()))
 
     def _plan(self, names: tuple[str, ...], like: Tensor) -> _Plan:
         key = (names, like.dtype, like.device)

@@ -11,31 +11,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 import torch
 from torch import Tensor
 
-from encoders.base import Encoder, Modality
+from encoders.base import Encoder
 from index.base import ItemNotFound
 from service.codec import BadMessage, pack_canaries, unpack_canaries
+from service.composed import ComposedTower, QueryTower, prepared
 from service.files import write_atomically
 from service.galleries import Galleries
 from service.gallery_side import GallerySide
 from service.guard.canaries import Canaries, CanaryCheck, CheckCanaries
-from service.messages import Canary, Target
+from service.messages import Canary, QueryKind, Target
 
 log = structlog.get_logger(__name__)
 
 _SUFFIX = ".canaries"
-_NONE = CanaryCheck((), ())
+_ALL_KINDS: tuple[QueryKind, ...] = ("image", "text", "image+text")
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Canaries of one kind. answers: int64 [C], positions of their right answers."""
+
+    inputs: Any
+    answers: np.ndarray
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """Prepared canaries of one gallery and direction, and what they were prepared from."""
+    """Prepared canaries of one gallery and direction, what they were prepared from, and for which tower."""
 
     mark: tuple[Any, ...]
-    canaries: Canaries | None
+    prepared: tuple[_Prepared, ...]
+    tower: QueryTower
+    canaries: tuple[Canaries, ...]
 
 
 class CanaryStore:
@@ -43,7 +55,7 @@ class CanaryStore:
         self._folder = folder
         self._galleries = galleries
         self._encoder = encoder
-        self._ready: dict[tuple[str, str, str], _Ready] = {}
+        self._ready: dict[tuple[str, tuple[QueryKind, ...], Target], _Ready] = {}
 
     # -- actions ------------------------------------------------------------------------------------
 
@@ -72,37 +84,53 @@ class CanaryStore:
 
     # -- checking -----------------------------------------------------------------------------------
 
-    def check(self, name: str, modality: Modality, target: Target) -> CheckCanaries | None:
-        """A check for tracks of this gallery and direction; None where the gallery has no canaries."""
+    def check(self, name: str, kind: QueryKind, target: Target, tower: QueryTower) -> CheckCanaries | None:
+        """A check for the track of such queries to this gallery; None where the gallery has no canaries.
+
+        A track of anchors is shared by queries of all kinds, and so are its canaries.
+        """
         try:
             stamp = self._path(name).stat()
         except OSError:
             return None
         gallery = self._galleries.usable(name)
         mark = (stamp.st_mtime_ns, stamp.st_ino, gallery.created_at, gallery.generation)
+        kinds = _ALL_KINDS if target == "anchor" else (kind,)
 
         def run(parameters: Mapping[str, Tensor]) -> CanaryCheck:
-            key = (name, modality, target)
+            key = (name, kinds, target)
             ready = self._ready.get(key)
-            if ready is None or ready.mark != mark:
+            if ready is None or ready.mark != mark or not _same(ready.tower, tower):
+                known = ready.prepared if ready is not None and ready.mark == mark else None
+                all_prepared = self._prepared(name, kinds, target, tower) if known is None else known
                 side = GallerySide(gallery, target, self._encoder.device)
-                ready = self._ready[key] = _Ready(mark, self._prepared(name, modality, target, side))
-            return _NONE if ready.canaries is None else ready.canaries.check(parameters)
+                canaries = tuple(
+                    Canaries(tower=tower, inputs=each.inputs, answers=each.answers, side=side)
+                    for each in all_prepared
+                )
+                ready = self._ready[key] = _Ready(mark, all_prepared, tower, canaries)
+            checks = [canaries.check(parameters) for canaries in ready.canaries]
+            return CanaryCheck(
+                tuple(rank for check in checks for rank in check.adapted),
+                tuple(rank for check in checks for rank in check.source),
+            )
 
         return run
 
-    def _prepared(self, name: str, modality: Modality, target: Target, side: GallerySide) -> Canaries | None:
-        mine = [canary for canary in self._read(name) if canary.query.kind == modality]
-        positions = self._galleries.usable(name).positions(target, [canary.answer for canary in mine])
-        rows = [row for row, position in enumerate(positions) if position >= 0]
-        if not rows:
-            return None
-        tower = self._encoder.towers[modality]
-        queries = [mine[row].query for row in rows]
-        wanted = [query.text if modality == "text" else query.pixels for query in queries]
-        with torch.no_grad():
-            inputs = tower.prepare(wanted)  # type: ignore[arg-type]
-        return Canaries(tower=tower, inputs=inputs, answers=positions[rows], side=side)
+    def _prepared(
+        self, name: str, kinds: Sequence[QueryKind], target: Target, tower: QueryTower
+    ) -> tuple[_Prepared, ...]:
+        gallery, all_canaries = self._galleries.usable(name), self._read(name)
+        found: list[_Prepared] = []
+        for kind in kinds:
+            mine = [canary for canary in all_canaries if canary.query.kind == kind]
+            positions = gallery.positions(target, [canary.answer for canary in mine])
+            rows = [row for row, position in enumerate(positions) if position >= 0]
+            if rows:
+                with torch.no_grad():
+                    inputs = prepared(tower, [mine[row].query for row in rows])
+                found.append(_Prepared(inputs, positions[rows]))
+        return tuple(found)
 
     def _read(self, name: str) -> tuple[Canary, ...]:
         path = self._path(name)
@@ -116,3 +144,10 @@ class CanaryStore:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}{_SUFFIX}"
+
+
+def _same(one: QueryTower, other: QueryTower) -> bool:
+    """Whether both make the same features. Composed towers are made anew with each batch."""
+    if isinstance(one, ComposedTower) and isinstance(other, ComposedTower):
+        return one.completion is other.completion
+    return one is other

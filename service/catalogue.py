@@ -56,10 +56,15 @@ class ClassifierCard:
 
 @dataclass(frozen=True)
 class GalleryCard:
-    """What a request needs to know before it is queued. `targets`: vectors by modality."""
+    """What a request needs to know before it is queued.
+
+    targets      vectors by modality, and anchors
+    calibration  the name of the one that makes the items' anchors; None: they have none
+    """
 
     name: str
     targets: Mapping[Target, int]
+    calibration: str | None = None
 
 
 class Catalogue(Protocol):
@@ -86,4 +91,4 @@ class LocalCatalogue:
 
     async def gallery(self, name: str) -> GalleryCard:
         card = self._galleries.card(name)
-        return GalleryCard(card.name, card.targets)
+        return GalleryCard(card.name, card.targets, card.calibration)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from adapters.completion import Completed, Completion, remembered
 from adapters.state import AdaptationState
-from encoders.base import MODALITIES, Encoder, EncoderError, Inputs, Modality, Tower
-from service.messages import Query
+from encoders.base import MODALITIES, Adaptable, Encoder, EncoderError, Inputs, Modality, Tower
+from service.messages import Query, Sample
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,25 @@ class ComposedTower:
             return _mean(list(embeddings.values())), None
         completed = self.completion.complete(embeddings)
         return self.completion.anchors(completed), completed
+
+
+QueryTower: TypeAlias = Tower | ComposedTower
+
+
+def prepared(tower: QueryTower, asked: Sequence[Query | Sample]) -> Any:
+    """Texts, pictures or both, all of one kind, as the tower takes them."""
+    if isinstance(tower, ComposedTower):
+        return tower.prepare([one for one in asked if isinstance(one, Query)])
+    texts = [one.text for one in asked if one.text is not None]
+    return tower.prepare(texts or [one.pixels for one in asked if one.pixels is not None])
+
+
+AnyTower = TypeVar("AnyTower", bound=Adaptable)
+
+
+def under(tower: AnyTower, state: AdaptationState | None) -> AnyTower | ComposedTower:
+    """The tower as queries of this state meet it: what completes them may be part of the state."""
+    return tower.under(state) if isinstance(tower, ComposedTower) else tower
 
 
 def composed_parameters(encoder: Encoder) -> Mapping[str, Tensor]:

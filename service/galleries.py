@@ -11,15 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import structlog
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from adapters.base import AdapterError
 from adapters.completion import Completion
-from encoders.base import Encoder, Modality
+from encoders.base import MODALITIES, Encoder, Modality
 from index.base import (
     BadName,
+    BadVector,
     CalibrationMark,
     FingerprintMismatch,
     GalleryError,
@@ -31,7 +36,8 @@ from index.base import (
 from index.gallery import Gallery
 from index.items import Item
 from index.store import GalleryStore, Mark
-from service.errors import BadRequest
+from service.errors import BadRequest, Conflict, NotFound, ServiceError
+from service.gallery_side import to_numpy
 from service.messages import NewItem, Target
 
 log = structlog.get_logger(__name__)
@@ -43,7 +49,9 @@ class GalleryCard:
 
     name: str
     targets: Mapping[Target, int]
-    """Vectors by modality."""
+    """Vectors by modality, and anchors."""
+    calibration: str | None = None
+    """The name of the one that makes the items' anchors; None: they have none."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,18 @@ class _Refusal:
     """Of the files that were refused; None if the same files may be accepted the next time."""
 
 
+def _no_calibration(which: str | CalibrationMark) -> NoReturn:
+    name = which if isinstance(which, str) else which.name
+    raise NotFound(f"there is no calibration {name!r}", code="unknown_calibration")
+
+
 class Galleries:
+    """See the module's head.
+
+    marks        from a calibration's name to its mark; raises NotFound
+    completions  from a mark to what completes items and queries; raises NotFound, Conflict
+    """
+
     def __init__(
         self,
         store: GalleryStore,
@@ -61,8 +80,8 @@ class Galleries:
         *,
         default_kind: str,
         batch_size: int,
-        marks: Callable[[str], CalibrationMark] | None = None,
-        completions: Callable[[CalibrationMark], Completion] | None = None,
+        marks: Callable[[str], CalibrationMark] = _no_calibration,
+        completions: Callable[[CalibrationMark], Completion] = _no_calibration,
     ) -> None:
         self._store = store
         self._marks = marks
@@ -129,7 +148,11 @@ class Galleries:
             return
         self._shown = {name: (gallery, gallery.generation) for name, gallery in self._open.items()}
         self.cards = {
-            name: GalleryCard(name, {target: gallery.count(target) for target in gallery.targets()})
+            name: GalleryCard(
+                name,
+                {target: gallery.count(target) for target in gallery.targets()},
+                _name_of(gallery.calibration),
+            )
             for name, gallery in self._open.items()
         }
 
@@ -161,7 +184,39 @@ class Galleries:
         refusal = self._refused.get(name)
         if refusal is not None and refusal.mark == self._store.mark(name):
             raise refusal.error
-        return GalleryCard(name, {target: count for target, count in info.targets.items() if count})
+        targets = {target: count for target, count in info.targets.items() if count}
+        return GalleryCard(name, targets, _name_of(info.calibration))
+
+    def completion(self, name: str) -> Completion | None:
+        """What completes the gallery's items and the queries of its anchors; None: it has no calibration.
+
+        Raises what `usable` raises, and Conflict where the calibration cannot be used (any more).
+        """
+        mark = self.usable(name).calibration
+        return None if mark is None else self._completion(name, mark)
+
+    def _completion(self, name: str, mark: CalibrationMark) -> Completion:
+        try:
+            completion = self._completions(mark)
+        except (ServiceError, AdapterError) as error:
+            raise Conflict(
+                f"gallery {name!r} has no use of its anchors, and takes no items, while its calibration "
+                f"{mark.name!r} is not to be had: {error}",
+                code="calibration_unusable",
+            ) from error
+        self._require_fitting(completion, mark.name)
+        return completion
+
+    def _require_fitting(self, completion: Completion, calibration: str) -> None:
+        """Raises Conflict for a completion of anything but this encoder's embeddings."""
+        wanted = (self._encoder.dimension,) * len(MODALITIES)
+        if completion.modalities != MODALITIES or completion.sizes != wanted:
+            sizes = dict(zip(completion.modalities, completion.sizes, strict=True))
+            raise Conflict(
+                f"calibration {calibration!r} completes {sizes}, not pictures and texts of "
+                f"{self._encoder.dimension} features",
+                code="calibration_unusable",
+            )
 
     def exists(self, name: str) -> bool:
         """Whether there is such a gallery now, usable or not. Opens nothing."""
@@ -193,6 +248,7 @@ class Galleries:
             "index": gallery.settings.to_dict(),
             "created_at": gallery.created_at,
             "generation": gallery.generation,
+            "calibration": _name_of(gallery.calibration),
             "status": "ready",
             "why": "",
         }
@@ -212,6 +268,7 @@ class Galleries:
             "index": info.settings.to_dict(),
             "created_at": info.created_at,
             "generation": info.generation,
+            "calibration": _name_of(info.calibration),
         }
 
     def create(
@@ -224,16 +281,25 @@ class Galleries:
     ) -> dict[str, Any]:
         """A new, empty gallery. Asked again for the same `job` (an id of any kind), the one made then.
 
-        Raises GalleryExists, BadName, BadSettings, StorageError.
+        calibration: the name of the one that makes anchors of its items; it stays the gallery's for good.
+
+        Raises GalleryExists, BadName, BadSettings, StorageError; NotFound (`unknown_calibration`), Conflict
+        for a calibration that does not fit the encoder.
         """
         settings = IndexSettings.from_dict({"kind": self._default_kind, **(index or {})})
         encoder = self._encoder
-        mark = None if calibration is None or self._marks is None else self._marks(calibration)
+        mark = None if calibration is None else self._marks(calibration)
+        if mark is not None:
+            self._require_fitting(self._completions(mark), mark.name)
         try:
             self._store.create(
-                name, encoder.dimension, encoder.fingerprint, settings,
-                created_by=job or "", calibration=mark,
-            )  # fmt: skip
+                name,
+                encoder.dimension,
+                encoder.fingerprint,
+                settings,
+                created_by=job or "",
+                calibration=mark,
+            )
         except GalleryExists:
             if not job or not self._made_by(name, job):
                 raise
@@ -262,9 +328,11 @@ class Galleries:
     def upsert(self, name: str, items: Sequence[NewItem]) -> Generator[None, None, dict[str, Any]]:
         """Encode what has no vector yet, with the source model, and store all items in one transaction.
 
-        A generator: it yields between the encoder's batches.
+        A generator: it yields between the encoder's batches. In a gallery with a calibration each item gets
+        an anchor of what it has and what is imputed. Raises what the gallery raises, BadRequest, and Conflict
+        where the calibration cannot be used.
         """
-        self.usable(name)  # raises before anything is encoded
+        self.completion(name)  # raises before anything is encoded
         encoded: list[dict[Target, np.ndarray]] = [dict(item.embeddings) for item in items]
         to_encode: dict[Modality, list[int]] = {
             "image": [row for row, item in enumerate(items) if item.pixels is not None],
@@ -284,6 +352,8 @@ class Galleries:
                     f"item {item.id[:100]!r} has neither text nor image nor embedding", code="empty_item"
                 )
         gallery = self.usable(name)  # another process may have replaced it meanwhile
+        if gallery.calibration is not None:
+            _anchor(items, encoded, self._completion(name, gallery.calibration))
         report = gallery.upsert(
             [
                 Item(id=item.id, payload=dict(item.payload), text=item.text, vectors=vectors)
@@ -318,10 +388,41 @@ class Galleries:
         self._store.close()
 
 
+def _anchor(
+    items: Sequence[NewItem], encoded: Sequence[dict[Target, np.ndarray]], completion: Completion
+) -> None:
+    """Give each item the anchor of what it has and what is imputed; items that have the same together.
+
+    Raises BadVector.
+    """
+    patterns: dict[tuple[Modality, ...], list[int]] = {}
+    for row, vectors in enumerate(encoded):
+        patterns.setdefault(tuple(name for name in MODALITIES if name in vectors), []).append(row)
+    for names, rows in patterns.items():
+        observed: dict[str, Tensor] = {}
+        for name, size in zip(MODALITIES, completion.sizes, strict=True):
+            if name in names:
+                parts = [_checked(items[row].id, name, encoded[row][name], size) for row in rows]
+                observed[name] = F.normalize(torch.from_numpy(np.stack(parts)), dim=-1)
+        anchors = to_numpy(completion.anchors(completion.complete(observed)))
+        for row, anchor in zip(rows, anchors, strict=True):
+            encoded[row]["anchor"] = anchor
+
+
+def _checked(item: str, name: Modality, vector: np.ndarray, size: int) -> np.ndarray:
+    if vector.shape != (size,) or not np.isfinite(vector).all():
+        raise BadVector(f"the {name} vector of item {item[:100]!r} is not of {size} finite numbers")
+    return vector.astype(np.float32, copy=False)
+
+
+def _name_of(mark: CalibrationMark | None) -> str | None:
+    return None if mark is None else mark.name
+
+
 def _described(item: Item) -> dict[str, Any]:
     return {
         "id": item.id,
         "payload": dict(item.payload),
         "text": item.text,
-        "modalities": sorted(item.vectors),
+        "modalities": sorted(name for name in item.vectors if name != "anchor"),
     }

@@ -28,6 +28,9 @@ def _bytes(*arrays: np.ndarray | None) -> int:
     return sum(array.nbytes for array in arrays if array is not None)
 
 
+WHAT_A_QUERY_IS = "a query is a text, a picture or both together, or an embedding alone"
+
+
 @dataclass(frozen=True)
 class Query:
     """One thing to answer: a text, a picture, both together (a composed query), or an embedding alone.
@@ -357,7 +360,7 @@ class RetrieveJob(QueryJob):
         return self.queries
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> QueryKind:
         """Of its queries: those of one track may have different modalities (see COMPOSED)."""
         return self.queries[0].kind
 

@@ -20,7 +20,7 @@ from adapters.completion import Completed, Completion, hand_on, remember, rememb
 from adapters.drift import relative_distance
 from adapters.state import AdaptationState
 from encoders.base import MODALITIES, Adaptable
-from service.composed import ComposedTower, detached
+from service.composed import ComposedTower, detached, under
 from service.guard.canaries import CheckCanaries
 from service.guard.guard import FEWEST_QUERIES, Guard, GuardEvent, Ruling
 from service.guard.look import Look, look_at, sample_rows
@@ -137,7 +137,7 @@ def answer(
 ) -> Ranked:
     """Rank a batch with a stream's state, or with the source model (`state` None). Changes nothing."""
     clock = _Clock(times)
-    tower = _under(tower, state)
+    tower = under(tower, state)
     parameters = state.parameters if state is not None and state.parameters else None
     features, completed = _encode(tower, inputs, parameters)
     if method is not None and state is not None:
@@ -146,11 +146,6 @@ def answer(
     ranking = side.search(features, k)
     clock.lap("search_ms")
     return Ranked(features, ranking, completed, _completion(tower))
-
-
-def _under(tower: Adaptable, state: AdaptationState | None) -> Adaptable:
-    """The tower as queries of this state meet it: what completes them may be part of the state."""
-    return tower.under(state) if isinstance(tower, ComposedTower) else tower
 
 
 def _completion(tower: Adaptable) -> Completion | None:
@@ -194,7 +189,7 @@ def adapt(
     `begin` makes the state that the track began with, for the guard to go back to; None: the method's own.
     """
     batch = _Batch(
-        _under(tower, state), inputs, side, k, method, batch_id, times, on_answer, answer_before_last_update,
+        under(tower, state), inputs, side, k, method, batch_id, times, on_answer, answer_before_last_update,
         begin,
     )  # fmt: skip
     if guard is None or not guard.watches(method):
@@ -205,7 +200,7 @@ def adapt(
     ruling = _rule(batch, state, first, guard, canaries)
     base = _base(batch, state, ruling)
     reusable = first if base is state else None
-    batch = batch if base is state else replace(batch, tower=_under(tower, base))
+    batch = batch if base is state else replace(batch, tower=under(tower, base))
     # What the guard went back to is committed whatever becomes of the batch.
     otherwise = None if base is state else replace(base, version=base.version + 1)
     if ruling.learn:

@@ -17,13 +17,16 @@ from service.catalogue import ClassifierCard, GalleryCard
 from service.errors import BadRequest, UnsupportedModality
 from service.messages import (
     CLASSES,
+    COMPOSED,
     LABELS,
+    WHAT_A_QUERY_IS,
     AdaptationPart,
     AskedTarget,
     ClassifyAnswer,
     ClassifyJob,
     ClassifyJobAnswer,
     ClassifyRequest,
+    Completeness,
     JobAnswer,
     Mode,
     Query,
@@ -103,13 +106,18 @@ def retrieval_jobs(
         _check_query(query, position, dimension)
 
     def job(kind: Any, queries: tuple[Query, ...]) -> RetrieveJob:
-        key = TrackKey(request.stream, card.name, kind, _target(request.target, kind, card))
+        target = _target(request.target, kind, card)
+        track = COMPOSED if target == "anchor" and kind != "embedding" else kind
+        key = TrackKey(request.stream, card.name, track, target)
         return RetrieveJob(key=key, queries=queries, k=request.k, filter=request.filter, **admission.common)
 
     return _split(request.queries, lambda query: query.kind, admission, job)
 
 
 def _check_query(query: Query, position: int, dimension: int) -> None:
+    composed = query.text is not None or query.pixels is not None
+    if composed == (query.embedding is not None):
+        raise BadRequest(f"query {position}: {WHAT_A_QUERY_IS}", code="bad_query")
     if query.embedding is None:
         return
     vector = query.embedding
@@ -123,8 +131,17 @@ def _check_query(query: Query, position: int, dimension: int) -> None:
 
 
 def _target(asked: AskedTarget, kind: QueryKind, card: GalleryCard) -> Target:
-    """`auto`: the other modality where the gallery has it, else the query's own; for embeddings, image."""
+    """`auto`: anchors where a calibration makes them, else the other modality than the query's where the
+    gallery has it, else the query's own; for composed queries and embeddings, image."""
+    if asked == "auto" and card.calibration is not None:
+        return "anchor"
     if asked != "auto":
+        if asked == "anchor" and card.calibration is None:
+            raise BadRequest(
+                f"gallery {card.name!r} has no calibration, so its items have no anchors; "
+                f"it has {', '.join(card.targets) or 'no items'}",
+                code="empty_target",
+            )
         if asked not in card.targets:
             raise BadRequest(
                 f"gallery {card.name!r} has no {asked} vectors; "
@@ -141,11 +158,16 @@ def retrieved(
 ) -> RetrieveAnswer:
     """The answers of the request's jobs in query order."""
     hits: list[tuple[RankedHit, ...]] = [()] * len(request.queries)
+    completeness: list[Completeness | None] = [None] * len(request.queries)
     for one, answer in zip(placed, answers, strict=True):
         for place, found in zip(one.places, answer.hits, strict=True):
             hits[place] = found
+        if answer.completeness is not None:
+            for place, known in zip(one.places, answer.completeness, strict=True):
+                completeness[place] = known
     return RetrieveAnswer(
         hits=tuple(hits),
+        completeness=tuple(completeness) if any(completeness) else None,
         parts=_parts(placed, answers),
         timings=_timings(answers, accepted_at),
         gallery=placed[0].job.key.gallery,

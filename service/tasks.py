@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from adapters.base import BadSettings, StateMismatch, UnknownMethod
 from adapters.classification import Inputs, TwoStream
@@ -15,14 +16,17 @@ from adapters.registry import METHODS_OF, Task, make_classify_method, make_metho
 from adapters.state import AdaptationState
 from adapters.validation import check_classifier_state, check_state
 from encoders.audio import AudioSpec
-from encoders.base import Encoder, Modality
+from encoders.base import MODALITIES, Encoder
 from encoders.preprocessing import ImageSpec
+from service.composed import composed_parameters
 from service.errors import NotFound
-from service.messages import CLASSES, LABELS
+from service.messages import CLASSES, COMPOSED, LABELS
 
 CLASSIFIER_DIRECTION = "audio+video->label"
-DIRECTIONS = tuple(f"{query}->{target}" for query in ("image", "text") for target in ("image", "text"))
-"""Of the dual encoder's tracks."""
+_PLAIN = tuple(f"{query}->{target}" for query in MODALITIES for target in MODALITIES)
+_COMPOSED = tuple(f"{COMPOSED}->{target}" for target in (*MODALITIES, "anchor"))
+DIRECTIONS = (*_PLAIN, *_COMPOSED)
+"""Of the dual encoder's tracks. Queries that are embeddings have none: nothing encodes them."""
 
 
 class Classifier(TwoStream, Protocol):
@@ -63,13 +67,15 @@ def is_track(gallery: str, direction: str) -> bool:
     if task_of(direction) == "classify":
         return gallery == CLASSES
     if gallery.startswith(LABELS):
-        return direction.endswith("->text") and direction in DIRECTIONS
+        return direction.endswith("->text") and direction in _PLAIN
     return direction in DIRECTIONS
 
 
-def modality_of(direction: str) -> Modality:
-    """Of the queries of a dual encoder's track."""
-    return "image" if direction.startswith("image") else "text"
+def adapted_in(encoder: Encoder, direction: str) -> Mapping[str, Tensor]:
+    """The parameters that a dual encoder's track adapts, with their source values."""
+    if direction in _COMPOSED:
+        return composed_parameters(encoder)
+    return encoder.towers["image" if direction.startswith("image->") else "text"].parameters
 
 
 class Tasks:
@@ -126,7 +132,7 @@ class Tasks:
         if task_of(direction) == "classify":
             state: AdaptationState = method.initial_state(self.classifier)
         else:
-            parameters = self.encoder.towers[modality_of(direction)].parameters
+            parameters = adapted_in(self.encoder, direction)
             state = method.initial_state(fingerprint=self.encoder.fingerprint, parameters=parameters)
         return state
 
@@ -138,7 +144,7 @@ class Tasks:
             check_state(
                 state,
                 fingerprint=self.encoder.fingerprint,
-                parameters=self.encoder.towers[modality_of(direction)].parameters,
+                parameters=adapted_in(self.encoder, direction),
                 dimension=self.encoder.dimension,
             )
             return

@@ -1,4 +1,4 @@
-"""Texts or pictures in the dual encoder, whatever they are compared with: items or label texts."""
+"""Texts, pictures or both in the dual encoder, whatever they are compared with: items or label texts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from adapters.base import Method
 from adapters.state import AdaptationState
-from encoders.base import Encoder, Modality
 from service import pipeline
-from service.batches.base import OnAnswer, given
+from service.batches.base import OnAnswer
+from service.composed import QueryTower, prepared, under
 from service.guard.canaries import CheckCanaries
 from service.messages import Query, Sample
 from service.pipeline import Outcome, Ranked, SearchSide, StageTimes
@@ -20,23 +20,20 @@ from service.tracks import Track
 
 @dataclass(frozen=True)
 class DualQueries:
-    """What goes into one of the encoder's towers, and what it is ranked against.
+    """What goes into a tower, and what it is ranked against.
 
-    asked     texts or pictures, all of one kind
+    tower     of what is asked, or of both modalities together
+    asked     texts, pictures or both, all of one kind
     k         hits
-    canaries  of the side and modality, if there are any
+    canaries  of the side, if there are any, as this tower encodes them
     """
 
-    encoder: Encoder
+    tower: QueryTower
     asked: Sequence[Query | Sample]
     side: SearchSide
     k: int
     times: StageTimes
-    canaries: Callable[[Modality], CheckCanaries | None] = lambda modality: None
-
-    @property
-    def modality(self) -> Modality:
-        return "text" if self.asked[0].text is not None else "image"
+    canaries: Callable[[QueryTower], CheckCanaries | None] = lambda tower: None
 
     def answer(self, method: Method | None, state: AdaptationState | None) -> Ranked:
         return pipeline.answer(
@@ -64,17 +61,13 @@ class DualQueries:
                 on_answer=on_answer,
                 answer_before_last_update=answer_before_last_update,
                 guard=track.guard,
-                canaries=self.canaries(self.modality),
+                canaries=self.canaries(under(self.tower, track.state)),
             )
         )
 
     def _encoded(self) -> dict[str, Any]:
         """The pipeline's arguments: the tower, and the queries as it takes them."""
         started = time.perf_counter()
-        tower = self.encoder.towers[self.modality]
-        if self.modality == "text":
-            inputs = tower.prepare([given(one.text) for one in self.asked])
-        else:
-            inputs = tower.prepare([given(one.pixels) for one in self.asked])
+        inputs = prepared(self.tower, self.asked)
         self.times.encode_ms += (time.perf_counter() - started) * 1e3
-        return {"tower": tower, "inputs": inputs}
+        return {"tower": self.tower, "inputs": inputs}

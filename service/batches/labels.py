@@ -91,7 +91,6 @@ class LabelBatch:
         """`first`: a job of the batch, which all have labels and template with."""
         self.times = StageTimes()
         self.source_because = ""
-        self.unlearned_because = ""
         self._labels: tuple[str, ...] = given(first.labels)
         self._template = first.template
         self._encoder = encoder
@@ -102,6 +101,9 @@ class LabelBatch:
     @property
     def size(self) -> int:
         return len(self._samples)
+
+    def unlearned_because(self, method: Method) -> str:
+        return ""
 
     def prepare(self) -> Generator[None, None, None]:
         if self._side is not None:
@@ -119,7 +121,8 @@ class LabelBatch:
 
     @property
     def _dual(self) -> DualQueries:
-        return DualQueries(self._encoder, self._samples, given(self._side), len(self._labels), self.times)
+        tower = self._encoder.towers[self._samples[0].zero_shot_kind]
+        return DualQueries(tower, self._samples, given(self._side), len(self._labels), self.times)
 
     def answer(self, method: Method | None, state: AdaptationState | None) -> Ranked:
         return self._dual.answer(method, state)

@@ -54,12 +54,14 @@ class Batches:
 
     def _made(self, first: QueryJob, asked: Sequence[Any], *, k: int) -> Batch:
         if isinstance(first, RetrieveJob):
+            name = first.key.gallery
             return RetrievalBatch(
                 first,
                 asked,
                 k=k,
                 encoder=self._encoder,
-                gallery=self._galleries.usable(first.key.gallery),
+                gallery=self._galleries.usable(name),
+                completion=self._galleries.completion(name) if first.key.target == "anchor" else None,
                 canaries=self._canaries,
             )
         job = cast(ClassifyJob, first)
