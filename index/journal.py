@@ -330,14 +330,14 @@ def _to_row(record: Record, generation: int) -> Row:
 
 
 def row_checksum(row: Row) -> bytes:
-    """Over all of the row. In rows without an anchor as format 2 had it, and in those of generation 0, which
-    come from format 1, as that one had it.
+    """Over all of the row. In rows of generation 0, which come from format 1, as that format had it.
+
+    In rows without an anchor as format 2 had it: all vectors have one size, so the number of bytes tells
+    whether there is one.
     """
     sequence, item_id, payload, text, *blobs, generation = row
-    *observed, anchor = blobs
+    observed = blobs[: len(MODALITIES)]
     head = [sequence, item_id, payload, text, *(blob is None for blob in observed)]
-    if anchor is not None:
-        head.append(False)
     if generation:
         head.append(generation)
     digest = blake2b(json.dumps(head).encode(), digest_size=16)

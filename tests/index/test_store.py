@@ -376,7 +376,7 @@ def test_changed_row_is_noticed(folder, filled, change):
         "anchor_vector = zeroblob(32)",
         "anchor_vector = NULL",
         "anchor_vector = substr(anchor_vector, 1, 28)",
-        "anchor_vector = 'a text'",
+        f"anchor_vector = '{'x' * 4 * D}'",
         "anchor_vector = image_vector, image_vector = anchor_vector",
         "text_vector = anchor_vector, anchor_vector = NULL",
         "image_vector = NULL",
