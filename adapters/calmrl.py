@@ -10,8 +10,8 @@ Imputing and aligning are two steps: what was imputed is constant for the gradie
 learning, by online EM, from the batches that have everything; what was imputed never teaches it.
 
 Ours: a batch of one learns by L_align alone, because L_instance needs another sample; a batch smaller than
-`FULL_BATCH` moves the completion by its share of one; the published matching loss needs a cross-encoder and is
-left out.
+`FULL_BATCH` moves the completion by its share of one. The published matching loss needs a cross-encoder and
+is left out.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from adapters.anchors import alignment_loss, anchors_of, instance_loss
 from adapters.base import Forward, StepReport, at_least_fp32
+from adapters.calibration import PARTS
 from adapters.classification import (
     Answer,
     Artefact,
@@ -41,8 +42,6 @@ from adapters.optimizer import AdamWSettings, descend
 from adapters.settings import MethodSettings
 from adapters.state import AdaptationState
 
-PARTS = ("audio", "video", "fused")
-"""What a classifier's completion completes."""
 FULL_BATCH = 64
 """Complete samples that move the completion by the whole rate."""
 _T0, _KAPPA = 6.0, 0.7

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from adapters.base import StateMismatch
+from adapters.calibration import PARTS
 from adapters.classification import ClassifyMethod, TwoStream
+from adapters.completion import BadCompletion, Completion, completion_of_tensors
 from adapters.state import AdaptationState
 
 _LARGEST_MEMORY = 65536
@@ -28,7 +30,9 @@ _CLASSIFIER_TENSORS = {
     "supports.entropies": "M",
 }
 """What classification methods remember, with a letter for each dimension; H: distances of past batches."""
-_COUNTS = frozenset({"seed", "draws"})
+_COUNTS = frozenset({"seed", "draws", "latent.batches"})
+_LATENT = "latent/"
+_ENCODED = ("image", "text")
 _CENTRES = {"centre.queries": 1, "centre.candidates": 1, "centre.gap": 0}
 
 
@@ -43,7 +47,8 @@ def check_state(
         if value.shape != parameters[name].shape or value.dtype != parameters[name].dtype:
             raise StateMismatch(f"parameter {name} has another shape or type than the encoder's")
     _check_moments(state)
-    _check_method_tensors(state, dimension)
+    _check_method_tensors(_own(state), dimension)
+    _check_completion(state, _ENCODED, dimension, unit=True)
     _check_numbers(state)
     _check_counters(state)
 
@@ -63,7 +68,8 @@ def check_classifier_state(state: AdaptationState, model: TwoStream, method: Cla
         if value.shape != shape or value.dtype != wanted.dtype:
             raise StateMismatch(f"parameter {name} has another shape or type than {method.name}'s")
     _check_moments(state)
-    _check_classifier_tensors(state, fresh, model)
+    _check_classifier_tensors(_own(state), fresh, model)
+    _check_completion(state, PARTS, model.width, unit=False)
     if not set(fresh.numbers) <= set(state.numbers):
         raise StateMismatch(f"the state lacks a number that {method.name} begins with")
     _check_numbers(state)
@@ -98,9 +104,14 @@ def _check_moments(state: AdaptationState) -> None:
         raise StateMismatch("a parameter or moment is not finite")
 
 
-def _check_method_tensors(state: AdaptationState, dimension: int) -> None:
+def _own(state: AdaptationState) -> Mapping[str, Tensor]:
+    """The method's tensors, without those of the completion that the state carries."""
+    return {name: value for name, value in state.tensors.items() if not str(name).startswith(_LATENT)}
+
+
+def _check_method_tensors(tensors: Mapping[str, Tensor], dimension: int) -> None:
     rows: int | None = None
-    for name, value in state.tensors.items():
+    for name, value in tensors.items():
         ranks = _ROWS if name in _ROWS else _CENTRES
         if name not in ranks or value.ndim != ranks[name]:
             raise StateMismatch(f"unknown or misshapen tensor {name!r}")
@@ -112,20 +123,22 @@ def _check_method_tensors(state: AdaptationState, dimension: int) -> None:
                 raise StateMismatch("the memory's parts differ in length, or it is empty or too large")
         if name.endswith(("queries", "candidates")) and value.shape[-1] != dimension:
             raise StateMismatch(f"{name} has {value.shape[-1]} features, the encoder {dimension}")
-    if rows is not None and not all(name in state.tensors for name in _ROWS):
+    if rows is not None and not all(name in tensors for name in _ROWS):
         raise StateMismatch("the memory lacks a part")
-    centres = [name for name in _CENTRES if name in state.tensors]
+    centres = [name for name in _CENTRES if name in tensors]
     if centres and len(centres) != len(_CENTRES):
         raise StateMismatch("the centres lack a part")
 
 
-def _check_classifier_tensors(state: AdaptationState, fresh: AdaptationState, model: TwoStream) -> None:
-    if not set(fresh.tensors) <= set(state.tensors):
+def _check_classifier_tensors(
+    tensors: Mapping[str, Tensor], fresh: AdaptationState, model: TwoStream
+) -> None:
+    if not set(fresh.tensors) <= set(tensors):
         raise StateMismatch("the state lacks a tensor that its method begins with")
     sizes = {"D": model.width, "C": model.label_count}
     most = {"H": _LONGEST_HISTORY, "M": _MOST_SUPPORTS_PER_CLASS * model.label_count}
-    supports = state.tensors.get("supports.labels")
-    for name, value in state.tensors.items():
+    supports = tensors.get("supports.labels")
+    for name, value in tensors.items():
         letters = _CLASSIFIER_TENSORS.get(name)
         if letters is None or value.ndim != len(letters):
             raise StateMismatch(f"unknown or misshapen tensor {name!r}")
@@ -142,6 +155,41 @@ def _check_classifier_tensors(state: AdaptationState, fresh: AdaptationState, mo
             raise StateMismatch("the supports' parts differ in length, or there are none")
     if supports is not None and not bool(((supports >= 0) & (supports < model.label_count)).all()):
         raise StateMismatch("a support is of no class")
+
+
+def _check_completion(state: AdaptationState, modalities: Sequence[str], size: int, *, unit: bool) -> None:
+    """Of the completion that a state may carry: whole, of this model's sizes, and of use."""
+    tensors = {name: value for name, value in state.tensors.items() if str(name).startswith(_LATENT)}
+    numbers = {"latent.unit", "latent.batches"} & set(state.numbers)
+    if not tensors and not numbers:
+        return
+    if len(numbers) < 2 or state.numbers["latent.unit"] != float(unit):
+        raise StateMismatch("the state's completion lacks its numbers, or is another kind of model's")
+    try:
+        completion = completion_of_tensors(tensors, modalities=modalities, unit=unit)
+    except BadCompletion as error:
+        raise StateMismatch(f"the state's completion cannot be used: {error}") from error
+    if any(found != size for found in completion.sizes):
+        found = ", ".join(map(str, completion.sizes))
+        raise StateMismatch(f"the state's completion is of {found} features, the model has {size}")
+    directions = [spread.directions.shape[1] for spread in completion.spreads or ()]
+    if completion.model.latent > size * len(modalities) or any(count > size for count in directions):
+        raise StateMismatch("the state's completion has a latent larger than what it is of")
+    if not _completes(completion):
+        raise StateMismatch("the state's completion makes no numbers")
+
+
+def _completes(completion: Completion) -> bool:
+    """Whether each modality alone leads to finite values of the others."""
+    try:
+        for name, size in zip(completion.modalities, completion.sizes, strict=True):
+            given = {name: torch.zeros(1, size, dtype=torch.float64, device=completion.novelty.device)}
+            made = completion.complete(given).embeddings.values()
+            if not all(bool(torch.isfinite(part).all()) for part in made):
+                return False
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return False
+    return True
 
 
 def _check_numbers(state: AdaptationState) -> None:
