@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import calibrate, classify, galleries, query, redis, serve, snapshots, streams
+from service.cli import calibrate, calibration, classify, galleries, query, redis, serve, snapshots, streams
 from service.version import VERSION
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("query")(query.query)
 app.command("classify")(classify.classify)
 app.command("calibrate")(calibrate.calibrate)
 app.add_typer(galleries.app, name="gallery")
+app.add_typer(calibration.app, name="calibration")
 app.add_typer(streams.app, name="stream")
 app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(redis.app, name="redis")

@@ -70,6 +70,9 @@ def set_(
         list[str] | None,
         typer.Option("--guard", metavar="NAME=VALUE", help="Setting of its guard; repeatable."),
     ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="What completes what its queries lack; an empty name detaches.")
+    ] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
@@ -80,6 +83,7 @@ def set_(
         "settings": parse_assignments(setting or []) or None,
         "pinned": pinned,
         "guard": parse_assignments(guard or []) or None,
+        "calibration": calibration,
     }
     with connected(url) as client:
         show_stream(client.configure_stream(name, **changes), as_json)

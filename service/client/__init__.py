@@ -5,6 +5,7 @@
     with Client("http://127.0.0.1:8080") as client:
         answer = client.retrieve(text="a red circle", k=5)
         print(answer.hits[0].id, answer.adaptation.status)
+        client.retrieve({"text": "the same in blue", "image": "circle.png"})  # one composed query
 
     for line in client.classify_stream({"audio": wav, "image": jpeg} for wav, jpeg in camera):
         print(line.index, line.result().label)
@@ -22,8 +23,10 @@ from service.client.types import (
     AttuneError,
     Classified,
     ClassifyAnswer,
+    Completeness,
     Hit,
     Label,
+    Part,
     StreamedAnswer,
 )
 
@@ -35,7 +38,9 @@ __all__ = [
     "Classified",
     "ClassifyAnswer",
     "Client",
+    "Completeness",
     "Hit",
     "Label",
+    "Part",
     "StreamedAnswer",
 ]

@@ -104,6 +104,8 @@ class AsyncClient:
     ) -> Answer:
         """Search. Queries are texts, pictures (bytes, paths, Pillow images) or embeddings, one or several.
 
+        {"text": ..., "image": ...} in `queries` is one composed query; `text` and `image` are queries apart.
+
         Raises AttuneError, ValueError for no query, OSError for a picture that cannot be read.
         """
         bodies = calls.query_bodies(queries, text=text, image=image, embedding=embedding)
@@ -219,8 +221,11 @@ class AsyncClient:
     async def describe_gallery(self, name: str) -> Card:
         return await self._send(calls.describe_gallery(name))
 
-    async def create_gallery(self, name: str, *, index: Mapping[str, Any] | None = None) -> Card:
-        return await self._send(calls.create_gallery(name, index))
+    async def create_gallery(
+        self, name: str, *, index: Mapping[str, Any] | None = None, calibration: str | None = None
+    ) -> Card:
+        """`calibration`: what completes items and queries that lack a picture or a text, for good."""
+        return await self._send(calls.create_gallery(name, index, calibration))
 
     async def delete_gallery(self, name: str) -> None:
         await self._send(calls.delete_gallery(name))
@@ -261,6 +266,34 @@ class AsyncClient:
     async def describe_canaries(self, gallery: str) -> Card:
         return await self._send(calls.describe_canaries(gallery))
 
+    async def list_calibrations(self) -> list[Card]:
+        return await self._send(calls.list_calibrations())
+
+    async def describe_calibration(self, name: str) -> Card:
+        return await self._send(calls.describe_calibration(name))
+
+    async def fit_calibration(
+        self, name: str, gallery: str, *, latent: int | None = None, samples: int | None = None
+    ) -> Card:
+        """Make one from the items of a gallery that have a picture and a text, at most `samples` of them."""
+        return await self._send(calls.fit_calibration(name, gallery, latent, samples))
+
+    async def add_calibration(self, name: str, source: bytes | str | PathLike[str]) -> Card:
+        """Send a file (or its bytes) made by `attune calibrate` or `export_calibration`."""
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        return await self._send(calls.add_calibration(name, data))
+
+    async def export_calibration(self, name: str, path: str | PathLike[str] | None = None) -> bytes:
+        """The calibration's file; also written to `path` if given."""
+        data = await self._send(calls.export_calibration(name))
+        if path is not None:
+            Path(path).write_bytes(data)
+        return data
+
+    async def delete_calibration(self, name: str) -> None:
+        """Refused while a gallery needs it."""
+        await self._send(calls.delete_calibration(name))
+
     async def list_streams(self) -> list[Card]:
         return await self._send(calls.list_streams())
 
@@ -276,12 +309,16 @@ class AsyncClient:
         pinned: bool | None = None,
         guard: Mapping[str, Any] | None = None,
         task: str | None = None,
+        calibration: str | None = None,
     ) -> Card:
-        """Set method, guard, or pin; makes the stream if it is new. Another method drops what was learnt.
+        """Set method, guard, calibration, or pin; makes the stream if it is new. Another method drops what
+        was learnt.
 
-        `task` ("retrieve" or "classify") says what the method is for, where both have one of that name.
+        `task` ("retrieve" or "classify") says what the method is for, where both have one of that name. An
+        empty `calibration` detaches.
         """
-        return await self._send(calls.configure_stream(name, method, settings, pinned, guard, task))
+        call = calls.configure_stream(name, method, settings, pinned, guard, task, calibration)
+        return await self._send(call)
 
     async def reset_stream(self, name: str) -> Card:
         """Back to the source model."""

@@ -205,8 +205,9 @@ def describe_gallery(name: str) -> Call[Card]:
     return Call("GET", _path("galleries", name), _card)
 
 
-def create_gallery(name: str, index: Mapping[str, Any] | None) -> Call[Card]:
-    body = {"name": name} if index is None else {"name": name, "index": dict(index)}
+def create_gallery(name: str, index: Mapping[str, Any] | None, calibration: str | None = None) -> Call[Card]:
+    given = {"name": name, "index": None if index is None else dict(index), "calibration": calibration}
+    body = {name: value for name, value in given.items() if value is not None}
     return Call("POST", "/galleries", _card, json=body)
 
 
@@ -241,6 +242,32 @@ def describe_canaries(gallery: str) -> Call[Card]:
     return Call("GET", _path("galleries", gallery, "canaries"), _card)
 
 
+def list_calibrations() -> Call[list[Card]]:
+    return Call("GET", "/admin/calibrations", _listed("calibrations"))
+
+
+def describe_calibration(name: str) -> Call[Card]:
+    return Call("GET", _path("admin", "calibrations", name), _card)
+
+
+def fit_calibration(name: str, gallery: str, latent: int | None, samples: int | None) -> Call[Card]:
+    given = {"name": name, "gallery": gallery, "latent": latent, "samples": samples}
+    body = {name: value for name, value in given.items() if value is not None}
+    return Call("POST", "/admin/calibrations", _card, json=body)
+
+
+def add_calibration(name: str, data: bytes) -> Call[Card]:
+    return Call("POST", "/admin/calibrations", _card, params={"name": name}, content=data)
+
+
+def export_calibration(name: str) -> Call[bytes]:
+    return Call("GET", _path("admin", "calibrations", name, "export"), lambda response: response.content)
+
+
+def delete_calibration(name: str) -> Call[None]:
+    return Call("DELETE", _path("admin", "calibrations", name), _nothing)
+
+
 def list_streams() -> Call[list[Card]]:
     return Call("GET", "/admin/streams", _listed("streams"))
 
@@ -256,6 +283,7 @@ def configure_stream(
     pinned: bool | None,
     guard: Mapping[str, Any] | None,
     task: str | None,
+    calibration: str | None = None,
 ) -> Call[Card]:
     given: dict[str, Any] = {
         "method": method,
@@ -263,6 +291,7 @@ def configure_stream(
         "settings": None if settings is None else dict(settings),
         "pinned": pinned,
         "guard": None if guard is None else dict(guard),
+        "calibration": calibration,
     }
     body = {name: value for name, value in given.items() if value is not None}
     return Call("PUT", _stream(name), _card, json=body)

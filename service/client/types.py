@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +32,36 @@ class AttuneError(Exception):
 
 
 @dataclass(frozen=True)
+class Part:
+    """One modality of an item or a query.
+
+    observed    whether it was given; else it was imputed
+    confidence  how much of it is known, 0 to 1; 1 where it was given
+    """
+
+    observed: bool
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """What a query had and what was imputed, by modality.
+
+    novelty  share of the calibration's clean samples that are less unusual, 0 to 1; None: not known
+    """
+
+    parts: dict[str, Part]
+    novelty: float | None
+
+
+@dataclass(frozen=True)
 class Hit:
     id: str
     score: float
     """Cosine similarity, -1 to 1."""
     payload: dict[str, Any]
+    parts: dict[str, Part] | None = None
+    """Of the item, by modality; only where anchors were searched."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +90,8 @@ class Answer:
     stream: str
     parts: tuple[Adaptation, ...] = ()
     """One entry a kind of query, for a request that mixed kinds."""
+    completeness: tuple[Completeness | None, ...] = ()
+    """Of each query, where anchors were searched; else empty."""
 
     @property
     def hits(self) -> list[Hit]:
@@ -80,6 +107,7 @@ class Answer:
             gallery=body["gallery"],
             stream=body["stream"],
             parts=tuple(_adaptation(part) for part in body.get("parts", ())),
+            completeness=_completeness(body["results"]),
         )
 
 
@@ -177,7 +205,18 @@ class StreamedAnswer:
 
 
 def _hit(body: Mapping[str, Any]) -> Hit:
-    return Hit(body["id"], body["score"], body["payload"])
+    return Hit(body["id"], body["score"], body["payload"], _parts(body["parts"]) if "parts" in body else None)
+
+
+def _completeness(results: Sequence[Mapping[str, Any]]) -> tuple[Completeness | None, ...]:
+    known = [result.get("query") for result in results]
+    if not any(known):
+        return ()
+    return tuple(Completeness(_parts(query["parts"]), query["novelty"]) if query else None for query in known)
+
+
+def _parts(body: Mapping[str, Any]) -> dict[str, Part]:
+    return {name: Part(part["observed"], part["confidence"]) for name, part in body.items()}
 
 
 def _adaptation(body: Mapping[str, Any]) -> Adaptation:

@@ -21,7 +21,7 @@ from service.http.engine import Engine
 from service.http.errors import respond
 from service.http.middleware import Gate
 from service.http.openapi import FAILURES, document
-from service.http.routes import classify, galleries, health, models, retrieve, streams
+from service.http.routes import calibrations, classify, galleries, health, models, retrieve, streams
 from service.metrics import Metrics
 from service.settings import Settings
 from service.version import VERSION
@@ -65,7 +65,9 @@ def create_app(settings: Settings, engine: Engine | None = None, *, start: Start
     app.state.decoders = CapacityLimiter(max(2, min(8, os.cpu_count() or 2)))
     app.state.limits = _limits(settings)
     app.state.live_streams = OpenStreams(settings.classify_connections)
-    _equip(app, settings, engine, start, [retrieve, classify, galleries, streams, models, health])
+    _equip(
+        app, settings, engine, start, [retrieve, classify, galleries, calibrations, streams, models, health]
+    )
     document(app)
     return app
 

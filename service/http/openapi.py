@@ -23,6 +23,7 @@ from service.http.schemas import (
     ErrorBody,
     ItemIds,
     ItemsBody,
+    NewCalibration,
     NewGallery,
     NewSnapshot,
     RetrieveAnswerShown,
@@ -39,6 +40,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     SampleBody,
     LineShown,
     NewGallery,
+    NewCalibration,
     CanariesBody,
     ItemsBody,
     ItemIds,
@@ -134,6 +136,7 @@ CLASSIFY_ANSWER_EXAMPLE = {
             ],
             "entropy_nats": 0.71,
             "missing": [],
+            "completed_by": "",
         }
     ],
     "adaptation": {
@@ -256,6 +259,15 @@ def classify_request() -> dict[str, Any]:
         },
     }
     return {"requestBody": {"required": True, "content": content}, "parameters": parameters}
+
+
+def json_or_bytes_request(
+    model: type[BaseModel], example: Mapping[str, Any], description: str
+) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads `model` as JSON, or a file."""
+    body = json_request(model, example)
+    body["requestBody"]["content"] |= bytes_request(description)["requestBody"]["content"]
+    return body
 
 
 def bytes_request(description: str) -> dict[str, Any]:

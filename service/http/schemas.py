@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import Path
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from service.messages import WHAT_A_QUERY_IS
 from service.settings import GALLERY_NAME, STREAM_NAME
 
 
@@ -39,6 +40,8 @@ ItemId = Annotated[str, Field(min_length=1, max_length=512)]
 GalleryName = Annotated[str, Field(min_length=1, max_length=64, pattern=GALLERY_NAME)]
 StreamName = Annotated[str, Field(min_length=1, max_length=128, pattern=STREAM_NAME)]
 SnapshotName = Annotated[str, Field(min_length=1, max_length=64, pattern=STREAM_NAME)]
+CalibrationName = Annotated[str, Field(min_length=1, max_length=64, pattern=STREAM_NAME)]
+NameOrEmpty = Annotated[str, Field(max_length=64, pattern=f"^(?:{STREAM_NAME[1:-1]})?$")]
 
 GalleryPath = Annotated[
     str, Path(max_length=64, pattern=GALLERY_NAME, description="Name of the gallery.", examples=["demo"])
@@ -50,6 +53,11 @@ SnapshotPath = Annotated[
     str, Path(max_length=64, pattern=STREAM_NAME, description="Name of the snapshot.", examples=["before"])
 ]
 
+CalibrationPath = Annotated[
+    str,
+    Path(max_length=64, pattern=STREAM_NAME, description="Name of the calibration.", examples=["encoder"]),
+]
+
 
 class Wire(BaseModel):
     """Base of what clients send."""
@@ -58,7 +66,7 @@ class Wire(BaseModel):
 
 
 class QueryBody(Wire):
-    """One query: exactly one of `text`, `image`, `embedding`."""
+    """One query: a text, a picture or both together (then it is one composed query), or an embedding alone."""
 
     text: Text | None = None
     """What to look for, in words."""
@@ -68,10 +76,10 @@ class QueryBody(Wire):
     """A ready vector of the encoder's dimension; its length does not matter, zero is refused."""
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        given = [name for name in ("text", "image", "embedding") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"a query is exactly one of text, image, embedding, not {len(given)} of them")
+    def _is_one_query(self) -> Self:
+        composed = self.text is not None or self.image is not None
+        if composed == (self.embedding is not None):
+            raise ValueError(WHAT_A_QUERY_IS)
         return self
 
 
@@ -84,8 +92,9 @@ class RetrieveOptions(Wire):
     """Whose queries these are: queries of one stream share what was learnt from them."""
     k: int = Field(10, ge=1)
     """Hits of each query, best first."""
-    target: Literal["auto", "image", "text"] = "auto"
-    """Modality of the gallery to search; `auto`: the other one than the query's."""
+    target: Literal["auto", "image", "text", "anchor"] = "auto"
+    """What of the items is compared: pictures, texts, or the anchors that a calibration makes of both. `auto`:
+    anchors where the gallery has a calibration, else the other modality than the query's."""
     adapt: Literal["auto", "sync", "async", "off"] = "auto"
     """`sync`: adapt to these queries before answering. `async`: answer at once, adapt in the background.
     `off`: the unadapted model. `auto`: the server decides."""
@@ -109,6 +118,22 @@ class NewGallery(Wire):
     """Lower-case letters, digits, `.`, `_`, `-`."""
     index: JsonObject | None = None
     """How vectors are searched, for example `{"kind": "flat"}`; kinds: flat, ivf, hnsw, torch."""
+    calibration: CalibrationName | None = None
+    """What completes items and queries that lack a picture or a text (docs/missing.md); it stays the
+    gallery's. `GET /admin/calibrations` lists them."""
+
+
+class NewCalibration(Wire):
+    """A calibration to fit to the items of a gallery that have both a picture and a text."""
+
+    name: CalibrationName
+    """Letters, digits, `.`, `_`, `-`."""
+    gallery: GalleryName
+    """Whose items show what a picture says of its text and the other way round."""
+    latent: int | None = Field(None, ge=1, le=1024)
+    """Numbers that both share; None: as many as impute best."""
+    samples: int = Field(5000, ge=8)
+    """Most items to fit to; where there are more, so many are drawn at random."""
 
 
 class ItemEmbeddings(Wire):
@@ -154,7 +179,7 @@ class ItemIds(Wire):
 
 
 class CanaryBody(Wire):
-    """A query whose right answer is known: exactly one of `text`, `image`."""
+    """A query whose right answer is known: a text, a picture, or both together."""
 
     text: Text | None = None
     image: str | None = None
@@ -163,9 +188,9 @@ class CanaryBody(Wire):
     """The item of the gallery that is right for it."""
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if (self.text is None) == (self.image is None):
-            raise ValueError("a canary is exactly one of text, image")
+    def _is_a_query(self) -> Self:
+        if self.text is None and self.image is None:
+            raise ValueError("a canary is a text, a picture or both together")
         return self
 
 
@@ -188,6 +213,9 @@ class StreamConfiguration(Wire):
     """Whether the stream stays in memory whatever comes, and never expires. None: keep."""
     guard: JsonObject | None = None
     """Settings of its guard over the server's, for example `{"policy": "warn"}`. None: keep."""
+    calibration: NameOrEmpty | None = None
+    """What completes its queries or samples, in place of what their gallery or classifier has; which of
+    them, says the calibration. Empty: detach that of `task`, or all. None: keep."""
 
 
 class NewSnapshot(Wire):
@@ -220,16 +248,37 @@ class ErrorBody(Shown):
     error: ErrorDetails
 
 
+class PartShown(Shown):
+    """A picture or a text, of an item or a query."""
+
+    observed: bool
+    """Whether it was given; else it was imputed from the other."""
+    confidence: float
+    """How much of it is known, 0 to 1; 1 where it was given."""
+
+
 class Hit(Shown):
     id: str
     score: float
     """Cosine similarity, -1 to 1."""
     payload: dict[str, Any]
+    parts: dict[str, PartShown] | None = None
+    """Of the item, `image` and `text`; only where anchors were searched."""
+
+
+class CompletenessShown(Shown):
+    """What a query had and what was imputed."""
+
+    parts: dict[str, PartShown]
+    novelty: float | None
+    """Share of the clean samples of the calibration that are less unusual, 0 to 1; null: not known."""
 
 
 class QueryResult(Shown):
     hits: list[Hit]
     """Best first."""
+    query: CompletenessShown | None = None
+    """Only where anchors were searched, and not by an embedding."""
 
 
 class AdaptationShown(Shown):
@@ -279,7 +328,9 @@ class GalleryShown(Shown):
     name: str
     items: int
     targets: dict[str, int]
-    """Vectors by modality."""
+    """Vectors by modality, and anchors."""
+    calibration: str | None = None
+    """The one that completes its items and their queries."""
 
 
 class GalleriesShown(Shown):
@@ -322,6 +373,27 @@ class StreamShown(Shown):
 
 class StreamsShown(Shown):
     streams: list[StreamShown]
+
+
+class CalibrationShown(Shown):
+    name: str
+    digest: str
+    """Of the file; galleries and streams keep it beside the name."""
+    status: Literal["ready", "refused"]
+    """refused: it cannot be used here, see `why`."""
+    task: str | None = None
+    """retrieve: of the encoder; classify: of the classifier."""
+    latent: int | None = None
+    """Numbers that the modalities share."""
+    samples: int | None = None
+    """That it was fitted to."""
+    relative_error: dict[str, float] | None = None
+    """Of imputing each modality from the others, for samples held out: squared error over that of always
+    saying the mean. 0 is perfect, 1 is of no use."""
+
+
+class CalibrationsShown(Shown):
+    calibrations: list[CalibrationShown]
 
 
 class SnapshotShown(Shown):

@@ -204,6 +204,23 @@ def test_galleries_are_listed_and_deleted_after_a_question(cli: Attune, engine: 
     assert "demo" not in engine.galleries
 
 
+def test_calibrations_from_the_terminal(cli: Attune, engine: FakeEngine, tmp_path: Path) -> None:
+    assert "encoder" in cli("calibration", "list")
+    card = cli.json("calibration", "fit", "made", "--gallery", "demo", "--latent", "4", "--samples", "9")
+    assert card["relative_error"] == {"text": 0.5}
+    file = tmp_path / "a.safetensors"
+    assert cli("calibration", "export", "made", str(file)).strip() == str(file)
+    assert file.read_bytes() == b"5 items, latent 4, samples 9"
+    cli("calibration", "add", "again", str(file))
+    assert engine.calibrations["again"] == file.read_bytes()
+    assert "unknown_calibration" in cli("calibration", "show", "none", code=1) + cli.stderr
+    card = cli.json("stream", "set", "s", "--calibration", "made")
+    assert card["calibrations"] == {"retrieve": {"name": "made"}}
+    assert cli.json("stream", "set", "s", "--calibration", "")["calibrations"] == {}
+    cli("calibration", "delete", "made", "--yes")
+    assert "made" not in engine.calibrations
+
+
 def test_streams_and_snapshots_from_the_terminal(cli: Attune, engine: FakeEngine, tmp_path: Path) -> None:
     card = cli.json("stream", "set", "s", "--method", "tcr", "--set", "steps=2", "--set", "name=x")
     assert card["settings"] == {"steps": 2, "name": "x"}
@@ -229,7 +246,7 @@ def test_assignments_are_json_or_text() -> None:
 
 def test_version_and_help() -> None:
     assert CliRunner().invoke(app, ["--version"]).stdout.startswith("attune 0.")
-    for command in ([], ["gallery"], ["stream"], ["snapshot"], ["serve"], ["query"]):
+    for command in ([], ["gallery"], ["calibration"], ["stream"], ["snapshot"], ["serve"], ["query"]):
         assert "Usage" in CliRunner().invoke(app, [*command, "--help"]).stdout
 
 

@@ -119,6 +119,28 @@ async def test_streams_and_snapshots_from_the_client(client: AsyncClient, tmp_pa
 
 
 @pytest.mark.anyio
+async def test_calibrations_from_the_client(client: AsyncClient, tmp_path: Path) -> None:
+    assert [card["name"] for card in await client.list_calibrations()] == ["encoder"]
+    assert (await client.fit_calibration("made", "demo", latent=4, samples=9))["name"] == "made"
+    data = await client.export_calibration("made", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == data == b"5 items, latent 4, samples 9"
+    assert (await client.fit_calibration("plain", "demo"))["name"] == "plain"
+    assert await client.export_calibration("plain") == b"5 items, latent None, samples 5000"
+    assert (await client.add_calibration("again", tmp_path / "file"))["bytes"] == len(data)
+    assert (await client.add_calibration("bytes", b"abc"))["bytes"] == 3
+    with pytest.raises(AttuneError) as conflict:
+        await client.add_calibration("again", data)
+    assert conflict.value.code == "calibration_exists"
+    card = await client.configure_stream("s", calibration="made")
+    assert card["calibrations"] == {"retrieve": {"name": "made"}}
+    assert (await client.configure_stream("s", calibration=""))["calibrations"] == {}
+    await client.delete_calibration("made")
+    with pytest.raises(AttuneError) as unknown:
+        await client.describe_calibration("made")
+    assert unknown.value.code == "unknown_calibration"
+
+
+@pytest.mark.anyio
 async def test_error_of_the_server_keeps_its_code_and_details(client: AsyncClient) -> None:
     with pytest.raises(AttuneError) as failure:
         await client.retrieve(text=" ")

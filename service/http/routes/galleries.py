@@ -54,13 +54,15 @@ async def list_galleries(engine: EngineDep) -> Response:
     status_code=201,
     dependencies=[Admin],
     responses=answers(GalleryShown, "The new, empty gallery.", 201),
-    openapi_extra=json_request(NewGallery, {"name": "products", "index": {"kind": "flat"}}),
+    openapi_extra=json_request(
+        NewGallery, {"name": "products", "index": {"kind": "flat"}, "calibration": "encoder"}
+    ),
 )
 async def create_gallery(
     body: Annotated[NewGallery, json_body(NewGallery)], engine: EngineDep, request: Request
 ) -> Response:
     note(request, gallery=body.name)
-    return json_response(await engine.create_gallery(body.name, body.index), status=201)
+    return json_response(await engine.create_gallery(body.name, body.index, body.calibration), status=201)
 
 
 @router.get(

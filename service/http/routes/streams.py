@@ -48,7 +48,7 @@ async def describe_stream(stream: StreamPath, engine: EngineDep, request: Reques
 
 @router.put(
     "/{stream}",
-    summary="Set a stream's method, guard, and whether it is pinned",
+    summary="Set a stream's method, guard, calibration, and whether it is pinned",
     responses=answers(StreamShown, "The stream; `reset` says whether its states were dropped."),
     openapi_extra=json_request(StreamConfiguration, {"method": "tcr", "settings": {"steps": 3}}),
 )
@@ -67,6 +67,7 @@ async def configure_stream(
             body.pinned,
             body.guard,
             task=body.task,
+            calibration=body.calibration,
         ),
     )
 

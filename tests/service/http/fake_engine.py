@@ -70,6 +70,7 @@ class FakeEngine:
         self.streams: dict[str, dict[str, Any]] = {}
         self.canaries: dict[str, list[Canary]] = {}
         self.snapshots: dict[tuple[str, str], bytes] = {}
+        self.calibrations: dict[str, bytes] = {"encoder": b"of the encoder"}
 
     def _maybe_fail(self) -> None:
         if self.failures:
@@ -141,8 +142,12 @@ class FakeEngine:
         count = len(self._gallery(name))
         return {"name": name, "items": count, "targets": {"text": count}, "status": "ready"}
 
-    async def create_gallery(self, name: str, index: Mapping[str, Any] | None) -> dict[str, Any]:
+    async def create_gallery(
+        self, name: str, index: Mapping[str, Any] | None, calibration: str | None = None
+    ) -> dict[str, Any]:
         self._maybe_fail()
+        if calibration is not None:
+            await self.describe_calibration(calibration)
         if name in self.galleries:
             raise GalleryExists(f"there is a gallery {name!r} already")
         self.galleries[name] = {}
@@ -197,6 +202,43 @@ class FakeEngine:
         ]
         return {"gallery": gallery, "canaries": shown}
 
+    async def list_calibrations(self) -> list[dict[str, Any]]:
+        self._maybe_fail()
+        return [await self.describe_calibration(name) for name in self.calibrations]
+
+    async def describe_calibration(self, name: str) -> dict[str, Any]:
+        self._maybe_fail()
+        if name not in self.calibrations:
+            raise NotFound(f"there is no calibration {name!r}", code="unknown_calibration")
+        return {
+            "name": name, "digest": "0123456789abcdef", "status": "ready", "task": "retrieve", "latent": 16,
+            "bytes": len(self.calibrations[name]), "samples": 100, "relative_error": {"text": 0.5},
+        }  # fmt: skip
+
+    async def put_calibration(self, name: str, data: bytes) -> dict[str, Any]:
+        self._maybe_fail()
+        if name in self.calibrations:
+            raise Conflict(f"there is a calibration {name!r} already", code="calibration_exists")
+        self.calibrations[name] = data
+        return await self.describe_calibration(name)
+
+    async def fit_calibration(
+        self, name: str, gallery: str, latent: int | None = None, samples: int = 5000
+    ) -> dict[str, Any]:
+        self._maybe_fail()
+        made_of = f"{len(self._gallery(gallery))} items, latent {latent}, samples {samples}"
+        return await self.put_calibration(name, made_of.encode())
+
+    async def export_calibration(self, name: str) -> bytes:
+        await self.describe_calibration(name)
+        return self.calibrations[name]
+
+    async def delete_calibration(self, name: str) -> None:
+        await self.describe_calibration(name)
+        if name == "encoder":
+            raise Conflict("it comes with the weights", code="calibration_in_use")
+        del self.calibrations[name]
+
     async def list_streams(self) -> list[dict[str, Any]]:
         self._maybe_fail()
         return list(self.streams.values())
@@ -214,8 +256,11 @@ class FakeEngine:
         guard: Mapping[str, Any] | None = None,
         *,
         task: str | None = None,
+        calibration: str | None = None,
     ) -> dict[str, Any]:
         self._maybe_fail()
+        if calibration:
+            await self.describe_calibration(calibration)
         if task == "classify":
             card = self.streams.setdefault(
                 name, {"name": name, "method": "tcr", "version": 0, "pinned": False}
@@ -224,6 +269,7 @@ class FakeEngine:
             return card | {"reset": False, "tracks": []}
         card = {"name": name, "method": method or "tcr", "settings": dict(settings or {}), "version": 0}
         card["pinned"] = bool(pinned)
+        card["calibrations"] = {"retrieve": {"name": calibration}} if calibration else {}
         self.streams[name] = card
         return card | {"reset": False, "tracks": []}
 

@@ -32,6 +32,11 @@ NEEDS_KEY = [
     ("POST", "/admin/streams/s/snapshots/n/restore"),
     ("DELETE", "/admin/streams/s/snapshots/n"),
     ("GET", "/admin/streams/s/snapshots/n/export"),
+    ("GET", "/admin/calibrations"),
+    ("POST", "/admin/calibrations"),
+    ("GET", "/admin/calibrations/c"),
+    ("DELETE", "/admin/calibrations/c"),
+    ("GET", "/admin/calibrations/c/export"),
 ]
 NEEDS_API_KEY = [
     ("GET", "/models"),
@@ -90,6 +95,7 @@ async def test_every_route_is_in_one_of_the_lists(http: httpx.AsyncClient) -> No
 
 def _template(path: str) -> str:
     path = path.replace("/galleries/demo", "/galleries/{gallery}").replace("/scene-0", "/{id}")
+    path = path.replace("/calibrations/c", "/calibrations/{calibration}")
     return path.replace("/streams/s", "/streams/{stream}").replace("/snapshots/n", "/snapshots/{snapshot}")
 
 
