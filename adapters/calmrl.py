@@ -38,13 +38,16 @@ from adapters.classification import (
     source_values,
 )
 from adapters.completion import Completed, Completion, remember, remembered
+from adapters.drift import batch_drift
 from adapters.optimizer import AdamWSettings, descend
 from adapters.settings import MethodSettings
 from adapters.state import AdaptationState
+from adapters.two_stream_completion import representations
 
 FULL_BATCH = 64
 """Complete samples that move the completion by the whole rate."""
 _T0, _KAPPA = 6.0, 0.7
+_DRIFT_TEMPERATURE = 0.02
 
 
 class _LossSettings(MethodSettings):
@@ -88,6 +91,14 @@ def _total(terms: Mapping[str, Tensor], settings: _LossSettings) -> Tensor:
     if "instance" not in terms:
         return terms["align"]
     return terms["align"] + settings.weight_instance * terms["instance"]
+
+
+_SPOILT = StepReport(finite=torch.tensor(False))
+
+
+def _finite(columns: Tensor) -> bool:
+    """Singular values of anything else are an error, not NaN."""
+    return bool(torch.isfinite(columns).all())
 
 
 def held(completed: Completed) -> Completed:
@@ -156,8 +167,13 @@ class CalMRL:
         if forward.completed is None or forward.completion is None:
             return StepReport.skipped("calmrl learns from queries that a gallery's calibration completes")
         completed, completion = held(forward.completed), forward.completion
-        terms = losses(completed.columns, completion.anchors(completed), self.settings)
+        columns = completed.columns
+        if not _finite(columns):
+            return _SPOILT
+        terms = losses(columns, completion.anchors(completed), self.settings)
         loss = _total(terms, self.settings)
+        if not loss.requires_grad:
+            return StepReport.skipped("nothing that adapts has a part in these queries")
         finite = descend(loss, state, self._adamw)
         if forward.step == self.steps - 1 and completed.complete and bool(finite):
             own = remembered(state, completion.modalities)
@@ -167,13 +183,14 @@ class CalMRL:
 
     @torch.no_grad()
     def drift(self, state: AdaptationState, forward: Forward) -> Mapping[str, Tensor]:
-        """novelty: of the batch's mean sample among clean ones, 0..1; imputed: the share of parts."""
-        if forward.completed is None or forward.completion is None:
-            return {}
-        parts = forward.completed
-        observed = {name: parts.embeddings[name] for name in parts.embeddings if name in parts.observed}
-        novelty = forward.completion.novelty_of(observed).mean()
-        return {"novelty": novelty, "imputed": novelty.new_tensor(len(parts.imputed) / len(parts.embeddings))}
+        """`batch_drift`, and where queries are completed their mean novelty among clean samples, 0..1."""
+        queries = at_least_fp32(forward.queries.detach())
+        figures = dict(batch_drift(queries, forward.candidates, temperature=_DRIFT_TEMPERATURE))
+        if forward.completed is not None and forward.completion is not None:
+            parts = forward.completed
+            observed = {name: part for name, part in parts.embeddings.items() if name in parts.observed}
+            figures["novelty"] = forward.completion.novelty_of(observed).mean()
+        return figures
 
 
 class CalMRLClassifier:
@@ -204,7 +221,7 @@ class CalMRLClassifier:
         return logits
 
     def adapt(self, model: TwoStream, state: AdaptationState, inputs: Inputs) -> Slices:
-        observed = _representations(model, inputs, state.parameters)
+        observed = representations(model, inputs, state.parameters)
         if "fused" in observed:
             logits = model.head(observed["fused"], state.parameters)[0].detach()
         else:
@@ -213,6 +230,8 @@ class CalMRLClassifier:
         completion = completion_of(model, state)
         completed = held(completion.complete(observed))
         columns = completion.views(completed)
+        if not _finite(columns):
+            return _SPOILT
         terms = losses(columns, anchors_of(columns).vectors, self.settings)
         loss = _total(terms, self.settings)
         if not loss.requires_grad:
@@ -233,16 +252,3 @@ def completion_of(model: TwoStream, state: AdaptationState) -> Completion:
     assert model.calibration is not None  # `check` has seen it
     assert model.calibration.completion is not None
     return model.calibration.completion
-
-
-def _representations(model: TwoStream, inputs: Inputs, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stand-in."""
-    tokens = {
-        modality: model.tower_packed(modality, [embedded], values=values)[0].tokens
-        for modality, embedded in model.embed(inputs, values).items()
-    }
-    found = {str(modality): part.mean(1) for modality, part in tokens.items()}
-    if len(tokens) == 2:
-        both = torch.cat([tokens["audio"], tokens["video"]], dim=1)
-        found["fused"] = model.joint_packed([(both, "plain")], values)[0]
-    return found

@@ -7,7 +7,7 @@ from typing import Any
 
 from adapters.base import Method
 from adapters.state import AdaptationState
-from encoders.base import Tower
+from encoders.base import Adaptable
 from service.guard.guard import Guard
 from service.pipeline import EarlyAnswer, Outcome, Ranked, SearchSide, StageTimes, adapt
 
@@ -28,7 +28,7 @@ class BatchResult:
 
 def adapt_batch(
     *,
-    tower: Tower,
+    tower: Adaptable,
     inputs: Any,
     side: SearchSide,
     k: int,

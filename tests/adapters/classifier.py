@@ -5,16 +5,19 @@ Letters: B samples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from adapters.calibration import Calibration, fisher_values, source_statistics
 from adapters.classification import ClassifyMethod
+from adapters.completion import fit_completion
 from adapters.state import AdaptationState
+from adapters.two_stream_completion import representations
 from encoders.audio import AudioSpec
 from encoders.audiovisual import AVInputs
 from encoders.cav_mae import CavMae, CavMaeConfig, fresh_weights
@@ -23,6 +26,7 @@ from service.classification import adapt
 from service.pipeline import EarlyAnswer, Outcome, StageTimes
 
 C = 6
+Returned = TypeVar("Returned")
 CONFIG = CavMaeConfig(
     labels=tuple("abcdef"),
     width=16,
@@ -51,10 +55,21 @@ def classifier(dtype: torch.dtype = torch.float64) -> CavMae:
     model = CavMae(CONFIG, small_weights(), dtype=dtype)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     clean = [samples(900, 6, exact), samples(901, 6, exact)]
-    model.calibration = Calibration(
-        model.fingerprint, source_statistics(model, clean[0]), fisher_values(model, clean)
-    )
+    statistics, fisher = source_statistics(model, clean[0]), fisher_values(model, clean)
+    with torch.no_grad():
+        parts = representations(model, samples(902, 48, exact))
+    completion = run_to_end(fit_completion(parts, unit=False, latent=4))
+    model.calibration = Calibration(model.fingerprint, statistics, fisher, completion)
     return model
+
+
+def run_to_end(slices: Generator[Any, None, Returned]) -> Returned:
+    while True:
+        try:
+            next(slices)
+        except StopIteration as ended:
+            found: Returned = ended.value
+            return found
 
 
 def samples(seed: int, size: int = 8, dtype: torch.dtype = torch.float64, shift: float = 0.0) -> AVInputs:
