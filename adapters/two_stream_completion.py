@@ -137,5 +137,7 @@ class CompletedTwoStream:
 
     @torch.no_grad()
     def novelty(self) -> Tensor | None:
-        """How unusual the batch's samples are, [B] in 0..1 (`Completion.novelty_of`); None before a pass."""
-        return self.completion.novelty_of(self.seen) if self.seen else None
+        """How unusual the batch's samples are, [B] in 0..1; None: not known, or nothing passed yet."""
+        if not self.seen or not self.completion.knows_novelty(list(self.seen)):
+            return None
+        return self.completion.novelty_of(self.seen)

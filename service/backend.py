@@ -66,6 +66,8 @@ class Backend:
         self.metrics = metrics
         self.encoder = encoder or load_encoder(settings)
         self.classifier = classifier or load_classifier(settings)
+        if self.classifier is not None:
+            classification.check_missing(settings.classify_missing, self.classifier)
         # A wrong default fails here, not at a query.
         self.tasks = Tasks(
             self.encoder,
@@ -116,6 +118,7 @@ class Backend:
                 canaries=self.canaries,
                 classifier=self.classifier,
                 batch_size=settings.batch_size,
+                classify_missing=settings.classify_missing,
             ),
             galleries=self.galleries,
             streams=self.streams,

@@ -6,20 +6,77 @@ Knows the model and its methods; knows neither queue, streams nor HTTP. Letters:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from adapters.base import StepReport
-from adapters.classification import Answer, ClassifyMethod, TwoStream
+from adapters.calibration import PARTS, Calibration
+from adapters.classification import Answer, CalibrationMissing, ClassifyMethod, TwoStream
+from adapters.completion import Completion, remembered
 from adapters.losses import softmax_entropy
 from adapters.state import AdaptationState
+from adapters.two_stream_completion import CompletedTwoStream
 from service.pipeline import EarlyAnswer, Outcome, StageTimes, settle
+
+MissingBy = Literal["auto", "model", "impute"]
+"""Who answers samples that lack sound or picture: the setting `classify_missing`."""
 
 OnLogits = Callable[[EarlyAnswer[Tensor]], None]
 """Called with a batch's logits [B, C] once they are final."""
+
+
+# -- samples that lack something ------------------------------------------------------------------------
+
+
+def check_missing(by: MissingBy, model: TwoStream) -> None:
+    """Raises CalibrationMissing where samples are to be imputed and nothing is known that could."""
+    if by == "impute" and completion_of(model, None) is None:
+        raise CalibrationMissing(
+            "classify_missing is impute, and the classifier's calibration has no completion; make one with "
+            "`attune calibrate`, or leave classify_missing at auto"
+        )
+
+
+def completion_of(model: TwoStream, state: AdaptationState | None) -> Completion | None:
+    """What completes a stream's samples: the state's completion, else the model's. Raises BadCompletion."""
+    own = None if state is None else remembered(state, PARTS)
+    if own is not None or model.calibration is None:
+        return own
+    return model.calibration.completion
+
+
+def completed(
+    model: TwoStream, state: AdaptationState | None, *, missing: Sequence[str], by: MissingBy
+) -> CompletedTwoStream | None:
+    """The model for one batch of samples that all lack `missing`; None: nothing completes them."""
+    completion = completion_of(model, state)
+    if completion is None:
+        return None
+    calibration = model.calibration
+    streams_own = calibration is None or completion is not calibration.completion
+    imputes = by == "impute" or (
+        by == "auto" and all(_imputed(name, calibration, unmeasured=streams_own) for name in missing)
+    )
+    return CompletedTwoStream(model, completion, imputes=imputes)
+
+
+def _imputed(modality: str, calibration: Calibration | None, *, unmeasured: bool) -> bool:
+    """Whether imputation was right more often than the model's own path on clean samples without it.
+
+    Where nobody measured, `unmeasured`: a stream that was given a completion of its own shall use it.
+    """
+    match calibration.about.get("missing") if calibration is not None else None:
+        case {**measured} if modality in measured:
+            match measured[modality]:
+                case {"model": int() | float() as own, "imputation": int() | float() as imputation}:
+                    return imputation > own
+    return unmeasured
+
+
+# -- batches --------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -176,6 +176,12 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="Settings of that method over its own defaults (JSON in the environment).",
     )
+    classify_missing: Literal["auto", "model", "impute"] = Field(
+        "auto",
+        description="Who answers samples that lack sound or picture: the classifier's own path (`model`), "
+        "its completion (`impute`), or for each modality the one that `attune calibrate` found right more "
+        "often (`auto`); docs/classify.md.",
+    )
 
     # Guard
     guard: dict[str, Any] = Field(

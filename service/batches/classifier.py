@@ -9,12 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from adapters.classification import ClassifyMethod, Inputs
+from adapters.calibration import PARTS
+from adapters.classification import ClassifyMethod, Inputs, TwoStream
 from adapters.state import AdaptationState
+from adapters.two_stream_completion import CompletedTwoStream
+from encoders.audiovisual import AV_MODALITIES
 from service import classification
 from service.batches.base import OnAnswer, given, nothing
-from service.batches.scores import classified
-from service.messages import Adaptation, ClassifyJob, Sample, Timings
+from service.batches.scores import BatchCompletion, classified
+from service.classification import MissingBy
+from service.messages import Adaptation, ClassifyJob, Part, Sample, Timings
 from service.pipeline import Outcome, StageTimes
 from service.tasks import Classifier
 from service.tracks import Track
@@ -23,12 +27,16 @@ from service.tracks import Track
 class ClassifierBatch:
     """See service.batches.base.Batch. Answered with logits [B, C]."""
 
-    def __init__(self, samples: Sequence[Sample], *, classifier: Classifier) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], *, classifier: Classifier, missing_by: MissingBy = "auto"
+    ) -> None:
         """`samples` have all the same modalities."""
         self.times = StageTimes()
         self.source_because = ""
         self._samples = samples
         self._classifier = classifier
+        self._missing_by = missing_by
+        self._completed: CompletedTwoStream | None = None
 
     @property
     def size(self) -> int:
@@ -49,7 +57,7 @@ class ClassifierBatch:
 
     def answer(self, method: ClassifyMethod | None, state: AdaptationState | None) -> Tensor:
         return classification.answer(
-            model=self._classifier, method=method, state=state, inputs=self._inputs, times=self.times
+            model=self._model(state), method=method, state=state, inputs=self._inputs, times=self.times
         )
 
     def adapt(
@@ -63,7 +71,7 @@ class ClassifierBatch:
     ) -> Generator[None, None, Outcome]:
         return (
             yield from classification.adapt(
-                model=self._classifier,
+                model=self._model(track.state),
                 method=method,
                 state=track.state,
                 inputs=self._inputs,
@@ -81,7 +89,30 @@ class ClassifierBatch:
         adaptation: Adaptation,
         timings: Sequence[Timings],
     ) -> list[Any]:
-        return list(classified(jobs, answered, self._classifier.labels, self.missing, adaptation, timings))
+        return list(
+            classified(jobs, answered, self._classifier.labels, self._completion(), adaptation, timings)
+        )
+
+    def _model(self, state: AdaptationState | None) -> TwoStream:
+        """The classifier, completed where something is known that can."""
+        self._completed = classification.completed(
+            self._classifier, state, missing=self.missing, by=self._missing_by
+        )
+        return self._completed or self._classifier
+
+    def _completion(self) -> BatchCompletion:
+        completed, missing = self._completed, self.missing
+        if completed is None:
+            return BatchCompletion(missing, by="model" if missing else "")
+        given = PARTS if not missing else tuple(name for name in AV_MODALITIES if name not in missing)
+        confidence = completed.completion.confidence(given)
+        novelty = completed.novelty()
+        return BatchCompletion(
+            missing,
+            by="" if not missing else "imputation" if completed.imputes else "model",
+            parts={name: Part(name in given, value) for name, value in confidence.items()},
+            novelty=None if novelty is None else tuple(novelty.tolist()),
+        )
 
     @cached_property
     def _inputs(self) -> Inputs:

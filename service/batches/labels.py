@@ -16,7 +16,7 @@ from adapters.state import AdaptationState
 from encoders.base import Encoder
 from service.batches.base import OnAnswer, given
 from service.batches.dual import DualQueries
-from service.batches.scores import classified
+from service.batches.scores import BatchCompletion, classified
 from service.gallery_side import to_numpy
 from service.messages import Adaptation, ClassifyJob, Sample, Timings
 from service.pipeline import Outcome, Ranked, Ranking, StageTimes
@@ -155,4 +155,4 @@ class LabelBatch:
         scores = np.empty_like(ranking.scores)
         np.put_along_axis(scores, ranking.positions, ranking.scores, axis=1)  # into the labels' order
         logits = torch.from_numpy(scores) / self._encoder.temperature
-        return list(classified(jobs, logits, self._labels, (), adaptation, timings))
+        return list(classified(jobs, logits, self._labels, BatchCompletion(), adaptation, timings))

@@ -11,6 +11,7 @@ from service.batches.classifier import ClassifierBatch
 from service.batches.labels import LabelBatch, LabelSides
 from service.batches.retrieval import RetrievalBatch
 from service.canaries import CanaryStore
+from service.classification import MissingBy
 from service.errors import NotFound
 from service.galleries import Galleries
 from service.gathering import GatheredBatch
@@ -29,12 +30,14 @@ class Batches:
         canaries: CanaryStore,
         classifier: Classifier | None,
         batch_size: int,
+        classify_missing: MissingBy = "auto",
     ) -> None:
         self._encoder = encoder
         self._galleries = galleries
         self._canaries = canaries
         self._classifier = classifier
         self._batch_size = batch_size
+        self._classify_missing = classify_missing
         self._sides = LabelSides(encoder, batch_size=batch_size)
 
     def takes_long(self, job: QueryJob) -> bool:
@@ -69,4 +72,4 @@ class Batches:
             return LabelBatch(job, asked, encoder=self._encoder, sides=self._sides)
         if self._classifier is None:
             raise NotFound("this worker has no classifier", code="no_classifier")
-        return ClassifierBatch(asked, classifier=self._classifier)
+        return ClassifierBatch(asked, classifier=self._classifier, missing_by=self._classify_missing)

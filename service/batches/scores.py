@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +13,37 @@ from torch import Tensor
 from adapters.losses import softmax_entropy
 from service.batches.base import rows_of
 from service.errors import UnusableSample
-from service.messages import Adaptation, ClassifyJob, ClassifyJobAnswer, LabelScore, SampleAnswer, Timings
+from service.messages import (
+    Adaptation,
+    ClassifyJob,
+    ClassifyJobAnswer,
+    Completeness,
+    LabelScore,
+    Part,
+    SampleAnswer,
+    Timings,
+)
+
+
+@dataclass(frozen=True)
+class BatchCompletion:
+    """What every sample of a batch lacked, and what a completion knows of it.
+
+    by       what made up for it
+    parts    None: there is no completion
+    novelty  of each sample, 0..1
+    """
+
+    missing: tuple[str, ...] = ()
+    by: Literal["", "model", "imputation"] = ""
+    parts: Mapping[str, Part] | None = None
+    novelty: Sequence[float] | None = None
+
+    def of(self, row: int) -> Completeness | None:
+        """What is told of the batch's sample `row`."""
+        if self.parts is None:
+            return None
+        return Completeness(self.parts, None if self.novelty is None else self.novelty[row])
 
 
 @torch.no_grad()
@@ -19,14 +51,13 @@ def classified(
     jobs: Sequence[ClassifyJob],
     logits: Tensor,
     labels: Sequence[str],
-    missing: Sequence[str],
+    completion: BatchCompletion,
     adaptation: Adaptation,
     timings: Sequence[Timings],
 ) -> list[ClassifyJobAnswer | UnusableSample]:
     """One answer a job. logits [B, C] of all labels; equally probable labels stand in the list's order.
 
-    missing: modalities that every sample of the batch lacks. A job with a sample of which the model makes
-    no numbers fails, the others of its batch do not.
+    A job with a sample of which the model makes no numbers fails, the others of its batch do not.
     """
     exact = logits.detach().double().cpu()
     probabilities = exact.softmax(-1)  # [B, C]
@@ -46,9 +77,17 @@ def classified(
                     for index, probability in zip(indices[: job.top], best[: job.top], strict=True)
                 ),
                 entropy,
-                tuple(missing),
+                completion.missing,
+                completion.by,
+                completion.of(row),
             )
-            for indices, best, entropy in zip(order[rows].tolist(), shown[rows], entropies[rows], strict=True)
+            for row, indices, best, entropy in zip(
+                range(rows.start, rows.stop),
+                order[rows].tolist(),
+                shown[rows],
+                entropies[rows],
+                strict=True,
+            )
         )
         answers.append(ClassifyJobAnswer(samples, adaptation, times))
     return answers

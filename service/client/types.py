@@ -124,12 +124,16 @@ class Classified:
     labels        best first
     entropy_nats  of the probabilities of all labels
     missing       modalities that the sample lacked
+    completed_by  what made up for them: "model" (its own path) or "imputation"; empty: nothing was missing
+    completeness  of audio, video and what is made of both (fused); None where no calibration knows
     id            as the sample had it
     """
 
     labels: tuple[Label, ...]
     entropy_nats: float
     missing: tuple[str, ...] = ()
+    completed_by: str = ""
+    completeness: Completeness | None = None
     id: str | None = None
 
     @property
@@ -143,6 +147,10 @@ class Classified:
             labels=tuple(Label(each["label"], each["probability"]) for each in body["labels"]),
             entropy_nats=body["entropy_nats"],
             missing=tuple(body["missing"]),
+            completed_by=body["completed_by"],
+            completeness=(
+                Completeness(_parts(body["parts"]), body["novelty"]) if body.get("parts") else None
+            ),
             id=body.get("id"),
         )
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_va
 from service.http.schemas import (
     AdaptationPartShown,
     AdaptationShown,
+    PartShown,
     Shown,
     StreamName,
     Text,
@@ -150,6 +151,9 @@ class LabelShown(Shown):
     probability: float
 
 
+Completer = Literal["", "model", "imputation"]
+
+
 class SampleAnswerShown(Shown):
     id: str | None = None
     """As the sample had it; absent where it had none."""
@@ -159,6 +163,12 @@ class SampleAnswerShown(Shown):
     """Of the probabilities of all labels: 0 is certain, log(number of labels) knows nothing."""
     missing: list[str]
     """Modalities that the sample lacked, of those that the classifier takes."""
+    completed_by: Completer
+    """What made up for them: the model's own path, or imputation. Empty: nothing was missing."""
+    parts: dict[str, PartShown] | None = None
+    """Audio, video, and what the classifier makes of both (fused); only where a calibration can complete."""
+    novelty: float | None = None
+    """0 to 1: the share of clean samples that are less unusual; absent or null where that is not known."""
 
 
 class ClassifyAnswerShown(Shown):
@@ -182,6 +192,9 @@ class LineShown(Shown):
     labels: list[LabelShown] | None = None
     entropy_nats: float | None = None
     missing: list[str] | None = None
+    completed_by: Completer | None = None
+    parts: dict[str, PartShown] | None = None
+    novelty: float | None = None
     adaptation: AdaptationShown | None = None
     timings_ms: TimingsShown | None = None
     error: dict[str, JsonValue] | None = None

@@ -12,6 +12,8 @@ from service.messages import (
     Adaptation,
     AdaptationPart,
     ClassifyAnswer,
+    Completeness,
+    Part,
     RankedHit,
     RetrieveAnswer,
     SampleAnswer,
@@ -30,10 +32,15 @@ def no_content() -> Response:
 
 
 def answer_body(answer: RetrieveAnswer) -> dict[str, Any]:
-    """The wire form of an answer. `parts` is there only where the request mixed kinds of queries."""
+    """The wire form of an answer. `parts` is there only where the request mixed kinds of queries, and a
+    result's `query` only where a calibration has completed it."""
     parts = answer.parts
+    completeness = answer.completeness or (None,) * len(answer.hits)
     body: dict[str, Any] = {
-        "results": [{"hits": [_hit(hit) for hit in hits]} for hits in answer.hits],
+        "results": [
+            {"hits": [_hit(hit) for hit in hits], **_query(known)}
+            for hits, known in zip(answer.hits, completeness, strict=True)
+        ],
         "adaptation": _adaptation_of_all(parts),
         "timings_ms": _timings(answer.timings),
         "gallery": answer.gallery,
@@ -71,16 +78,32 @@ def line_body(index: int, id: str | None, answer: ClassifyAnswer, place: int) ->
 
 def _sample(id: str | None, sample: SampleAnswer) -> dict[str, Any]:
     named = {} if id is None else {"id": id}
+    known = sample.completeness
     return {
         **named,
         "labels": [{"label": score.label, "probability": score.probability} for score in sample.labels],
         "entropy_nats": sample.entropy_nats,
         "missing": list(sample.missing),
+        "completed_by": sample.completed_by,
+        **({} if known is None else {"parts": _completed_parts(known.parts), "novelty": known.novelty}),
     }
 
 
 def _hit(hit: RankedHit) -> dict[str, Any]:
-    return {"id": hit.id, "score": hit.score, "payload": hit.payload}
+    body: dict[str, Any] = {"id": hit.id, "score": hit.score, "payload": hit.payload}
+    if hit.parts is not None:
+        body["parts"] = _completed_parts(hit.parts)
+    return body
+
+
+def _query(known: Completeness | None) -> dict[str, Any]:
+    if known is None:
+        return {}
+    return {"query": {"parts": _completed_parts(known.parts), "novelty": known.novelty}}
+
+
+def _completed_parts(parts: Mapping[str, Part]) -> dict[str, Any]:
+    return {name: {"observed": part.observed, "confidence": part.confidence} for name, part in parts.items()}
 
 
 def _adaptation(adaptation: Adaptation) -> dict[str, Any]:

@@ -45,6 +45,7 @@ async def test_sample_is_answered_with_labels_and_what_was_done(http: httpx.Asyn
                 "labels": [{"label": "bell", "probability": 0.5}, {"label": "bird", "probability": 0.25}],
                 "entropy_nats": 0.25,
                 "missing": [],
+                "completed_by": "",
             }
         ],
         "adaptation": {
