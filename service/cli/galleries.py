@@ -29,7 +29,7 @@ Name = Annotated[str, typer.Argument(help="The gallery.")]
 def list_(url: Url = None, as_json: AsJson = False) -> None:
     """All galleries."""
     with connected(url) as client:
-        show_table(client.list_galleries(), ("name", "items", "targets", "status"), as_json)
+        show_table(client.list_galleries(), ("name", "items", "targets", "calibration", "status"), as_json)
 
 
 @app.command()
@@ -46,13 +46,17 @@ def create(
         list[str] | None,
         typer.Option("--index", metavar="NAME=VALUE", help="Index setting, such as kind=ivf; repeatable."),
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="What completes items and queries that lack a picture or a text, for good."),
+    ] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Create an empty gallery."""
     settings = parse_assignments(index or []) or None
     with connected(url) as client:
-        show_card(client.create_gallery(name, index=settings), as_json)
+        show_card(client.create_gallery(name, index=settings, calibration=calibration), as_json)
 
 
 @app.command()

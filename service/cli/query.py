@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from service.cli.common import AsJson, Url, connected, show_json, show_table
 
 if TYPE_CHECKING:
-    from service.client import Answer
+    from service.client import Answer, Part
 
 
 def query(
@@ -20,20 +21,18 @@ def query(
     k: Annotated[int, typer.Option("-k", help="Hits of each query.")] = 5,
     gallery: Annotated[str | None, typer.Option(help="Default: the server's.")] = None,
     stream: Annotated[str | None, typer.Option(help="Whose queries these are.")] = None,
-    target: Annotated[str | None, typer.Option(help="auto, image or text.")] = None,
+    target: Annotated[str | None, typer.Option(help="auto, image, text or anchor.")] = None,
     adapt: Annotated[str | None, typer.Option(help="auto, sync, async or off.")] = None,
     filter: Annotated[str | None, typer.Option(help="""JSON, for example '{"colour": "red"}'.""")] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search a gallery by texts and pictures."""
-    if not texts and not image:
-        raise typer.BadParameter("give a text, or a picture with --image")
+    """Search a gallery by texts or pictures, or by both: each text with the picture in its place."""
+    queries = _queries(texts or [], image or [])
     wanted = _filter(filter)
     with connected(url) as client:
         answer = client.retrieve(
-            text=texts or None,
-            image=image or None,
+            queries,
             k=k,
             gallery=gallery,
             stream=stream,
@@ -41,8 +40,20 @@ def query(
             adapt=adapt,
             filter=wanted,
         )
-        names = [*(texts or []), *(str(path) for path in image or [])]
+        names = [" + ".join(str(part) for part in query.values()) for query in queries]
         _show(answer, names, as_json)
+
+
+def _queries(texts: list[str], images: list[Path]) -> list[dict[str, Any]]:
+    if not texts and not images:
+        raise typer.BadParameter("give a text, or a picture with --image")
+    if texts and images and len(texts) != len(images):
+        raise typer.BadParameter(
+            f"texts and pictures together are queries of both, and there are {len(texts)} and {len(images)}"
+        )
+    if texts and images:
+        return [{"text": text, "image": path} for text, path in zip(texts, images, strict=True)]
+    return [{"text": text} for text in texts] or [{"image": path} for path in images]
 
 
 def _filter(text: str | None) -> dict[str, Any] | None:
@@ -63,14 +74,25 @@ def _show(answer: Answer, names: list[str], as_json: bool) -> None:
 
         show_json(asdict(answer))
         return
-    for name, hits in zip(names, answer.results, strict=True):
+    known = answer.completeness or (None,) * len(names)
+    for name, hits, query in zip(names, answer.results, known, strict=True):
         if len(names) > 1:
             typer.echo(f"{name}:")
+        if query is not None:
+            novelty = "not known" if query.novelty is None else f"{query.novelty:.2f}"
+            typer.echo(f"query: {_in_words(query.parts)}; novelty {novelty}", err=True)
         rows = [
-            {"rank": i, "score": f"{hit.score:.4f}", "id": hit.id, "payload": hit.payload}
+            {
+                "rank": i,
+                "score": f"{hit.score:.4f}",
+                "id": hit.id,
+                **({"has": _in_words(hit.parts)} if hit.parts else {}),
+                "payload": hit.payload,
+            }
             for i, hit in enumerate(hits, start=1)
         ]
-        show_table(rows, ("rank", "score", "id", "payload"), False)
+        columns = ("rank", "score", "id", *(("has",) if any(hit.parts for hit in hits) else ()), "payload")
+        show_table(rows, columns, False)
     for done in answer.parts or (answer.adaptation,):
         why = f" ({done.reason})" if done.reason else ""
         typer.echo(
@@ -78,3 +100,10 @@ def _show(answer: Answer, names: list[str], as_json: bool) -> None:
             f"{answer.timings_ms['total']:.1f} ms",
             err=True,
         )
+
+
+def _in_words(parts: Mapping[str, Part]) -> str:
+    """`image, text imputed (0.74)`"""
+    return ", ".join(
+        name if part.observed else f"{name} imputed ({part.confidence:.2f})" for name, part in parts.items()
+    )

@@ -80,6 +80,13 @@ RETRIEVE_EXAMPLES = {
             "filter": {"colour": {"in": ["red", "green"]}},
         },
     },
+    "composed": {
+        "summary": "a text and a picture together, in a gallery with a calibration",
+        "value": {
+            "queries": [{"text": "the same in blue", "image": "data:image/png;base64,iVBORw0KGgo..."}],
+            "gallery": "products",
+        },
+    },
     "image": {
         "summary": "a picture as data URI",
         "value": {"queries": [{"image": "data:image/png;base64,iVBORw0KGgo..."}], "stream": "camera-3"},
@@ -99,6 +106,26 @@ RETRIEVE_ANSWER_EXAMPLE = {
     "timings_ms": {"wait": 0.4, "encode": 5.1, "search": 0.2, "adapt": 0.0, "total": 6.0},
     "gallery": "demo",
     "stream": "default",
+}
+
+_OBSERVED = {"observed": True, "confidence": 1.0}
+_IMPUTED = {"observed": False, "confidence": 0.74}
+COMPLETED_ANSWER_EXAMPLE = {
+    **RETRIEVE_ANSWER_EXAMPLE,
+    "results": [
+        {
+            "hits": [
+                {
+                    "id": "product-3",
+                    "score": 0.8712,
+                    "payload": {},
+                    "parts": {"image": _OBSERVED, "text": _IMPUTED},
+                }
+            ],
+            "query": {"parts": {"image": _IMPUTED, "text": _OBSERVED}, "novelty": 0.43},
+        }
+    ],
+    "gallery": "products",
 }
 
 CLASSIFY_EXAMPLES = {
@@ -285,7 +312,11 @@ def answers(model: type[BaseModel], description: str, status: int = 200) -> dict
     """`responses` of a route that answers with `model`."""
     entry: dict[str, Any] = {"model": model, "description": description}
     if model is RetrieveAnswerShown:
-        entry["content"] = {"application/json": {"example": RETRIEVE_ANSWER_EXAMPLE}}
+        examples = {
+            "plain": {"summary": "hits", "value": RETRIEVE_ANSWER_EXAMPLE},
+            "completed": {"summary": "of a gallery with a calibration", "value": COMPLETED_ANSWER_EXAMPLE},
+        }
+        entry["content"] = {"application/json": {"examples": examples}}
     if model is ClassifyAnswerShown:
         entry["content"] = {
             "application/json": {"example": CLASSIFY_ANSWER_EXAMPLE},

@@ -1,8 +1,10 @@
 """From a request to /retrieve, in any of its three forms, to queries and options.
 
-application/json       {"queries": [...], options}
+application/json       {"queries": [...], options}; a query may have a text and a picture together
 multipart/form-data    fields image (files) and text, repeated as wanted, in order; the options as fields
 image/*, or bytes      the body is one picture; the options are in the URL
+
+In a form every field image or text is a query of its own, and so is a body: both together take JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ ACCEPTED = "application/json, multipart/form-data, image/* or application/octet-
 
 @dataclass(frozen=True)
 class RawQuery:
-    """A query as it was sent; exactly one of the three. `field` names it in errors."""
+    """A query as it was sent: text, image or both, or an embedding alone. `field` names it in errors."""
 
     field: str
     text: str | None = None

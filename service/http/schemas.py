@@ -66,7 +66,7 @@ class Wire(BaseModel):
 
 
 class QueryBody(Wire):
-    """One query: a text, a picture or both together (then it is one composed query), or an embedding alone."""
+    """One query: a text, a picture or both together (one composed query), or an embedding alone."""
 
     text: Text | None = None
     """What to look for, in words."""
@@ -93,8 +93,8 @@ class RetrieveOptions(Wire):
     k: int = Field(10, ge=1)
     """Hits of each query, best first."""
     target: Literal["auto", "image", "text", "anchor"] = "auto"
-    """What of the items is compared: pictures, texts, or the anchors that a calibration makes of both. `auto`:
-    anchors where the gallery has a calibration, else the other modality than the query's."""
+    """What of the items is compared: pictures, texts, or the anchors that a calibration makes of both.
+    `auto`: anchors where the gallery has a calibration, else the other modality than the query's."""
     adapt: Literal["auto", "sync", "async", "off"] = "auto"
     """`sync`: adapt to these queries before answering. `async`: answer at once, adapt in the background.
     `off`: the unadapted model. `auto`: the server decides."""

@@ -81,13 +81,14 @@ def test_query_shows_hits_and_what_was_done(cli: Attune) -> None:
 
 def test_query_takes_pictures_filters_and_options(cli: Attune, engine: FakeEngine, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
+    picture = str(tmp_path / "a.png")
     answer = cli.json(
-        "query", "words", "--image", str(tmp_path / "a.png"), "--filter", '{"n": 1}', "--adapt", "off",
+        "query", "--image", picture, "-i", picture, "--filter", '{"n": 1}', "--adapt", "off",
         "--stream", "S", "--target", "text",
     )  # fmt: skip
     assert len(answer["results"]) == 2
-    assert [part["query_indices"] for part in answer["parts"]] == [[0], [1]]
     (asked,) = engine.requests
+    assert [query.kind for query in asked.queries] == ["image", "image"]
     assert (asked.filter, asked.adapt, asked.stream, asked.target, asked.k) == (
         {"n": 1},
         "off",
@@ -97,10 +98,28 @@ def test_query_takes_pictures_filters_and_options(cli: Attune, engine: FakeEngin
     )
 
 
+def test_a_text_and_a_picture_make_one_composed_query(
+    cli: Attune, engine: FakeEngine, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    output = cli("query", "the same in blue", "--image", str(tmp_path / "a.png"))
+    (asked,) = engine.requests
+    assert [query.kind for query in asked.queries] == ["image+text"]
+    assert "scene-0" in output
+
+
+def test_query_shows_what_was_imputed(cli: Attune, engine: FakeEngine) -> None:
+    engine.completed = True
+    output = cli("query", "a red circle")
+    assert "image imputed (0.50), text" in output
+    assert "query: image imputed (0.40), text; novelty 0.25" in cli.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["query"],
+        ["query", "a", "b", "--image", __file__],
         ["query", "a", "--filter", "{"],
         ["query", "a", "--filter", "[]"],
         ["query", "--image", "none.png"],
@@ -195,7 +214,7 @@ def test_source_that_cannot_be_read_is_refused_with_its_line(
 
 
 def test_galleries_are_listed_and_deleted_after_a_question(cli: Attune, engine: FakeEngine) -> None:
-    assert re.search(r'demo +5 +\{"text": 5\} +ready', cli("gallery", "list"))
+    assert re.search(r'demo +5 +\{"text": 5\} +- +ready', cli("gallery", "list"))
     assert cli.json("gallery", "list")[0]["name"] == "demo"
     assert "items    5" in cli("gallery", "show", "demo")
     cli("gallery", "delete", "demo", input="n\n", code=1)

@@ -17,8 +17,10 @@ from service.messages import (
     Canary,
     ClassifyAnswer,
     ClassifyRequest,
+    Completeness,
     LabelScore,
     NewItem,
+    Part,
     Query,
     QueryKind,
     RankedHit,
@@ -44,6 +46,7 @@ class FakeEngine:
     """Answers every query with the gallery's items in order.
 
     failure    raised by every call, if set
+    completed  whether a calibration completes queries and items
     waits      if set, retrieve waits for it; `cancelled` counts those that did not live to see it
     requests   what retrieve was asked
     """
@@ -58,6 +61,7 @@ class FakeEngine:
         self.failures: list[BaseException] = []
         self.waits: asyncio.Event | None = None
         self.cancelled = 0
+        self.completed = False
         self.requests: list[RetrieveRequest] = []
         self.classifier: ClassifierCard | None = CLASSIFIER
         self.classified: list[ClassifyRequest] = []
@@ -92,9 +96,11 @@ class FakeEngine:
                 raise
         name = request.gallery or "demo"
         items = list(self._gallery(name).values())[: request.k]
-        hits = tuple(RankedHit(item.id, 1.0 - i / 10, item.payload) for i, item in enumerate(items))
+        parts = {"image": Part(False, 0.5), "text": Part(True, 1.0)} if self.completed else None
+        hits = tuple(RankedHit(item.id, 1.0 - i / 10, item.payload, parts) for i, item in enumerate(items))
         return RetrieveAnswer(
             hits=(hits,) * len(request.queries),
+            completeness=tuple(map(_completeness, request.queries)) if self.completed else None,
             parts=_parts(request),
             timings=Timings(0.1, 0.2, 0.3, 0.4, 1.0),
             gallery=name,
@@ -320,6 +326,13 @@ class FakeEngine:
         self._maybe_fail()
         self.snapshots[stream, name or "imported"] = data
         return self._card(stream, name or "imported")
+
+
+def _completeness(query: Query) -> Completeness | None:
+    if query.embedding is not None:
+        return None
+    has = {"image": query.pixels is not None, "text": query.text is not None}
+    return Completeness({name: Part(there, 1.0 if there else 0.4) for name, there in has.items()}, 0.25)
 
 
 def _parts(request: RetrieveRequest) -> tuple[AdaptationPart, ...]:

@@ -153,17 +153,18 @@ async def test_canaries_are_set_and_shown(http: httpx.AsyncClient) -> None:
         "canaries": [
             {"text": "a red circle", "answer": "scene-1"},
             {"image": encoded(png()), "answer": "scene-2"},
+            {"text": "in blue", "image": encoded(png()), "answer": "scene-3"},
         ]
     }
     answer = await http.put("/galleries/demo/canaries", json=body)
     assert answer.status_code == 200
-    assert [canary["kind"] for canary in answer.json()["canaries"]] == ["text", "image"]
+    assert [canary["kind"] for canary in answer.json()["canaries"]] == ["text", "image", "image+text"]
     assert (await http.get("/galleries/demo/canaries")).json() == answer.json()
 
 
 @pytest.mark.parametrize(
     "canary",
-    [{"answer": "scene-1"}, {"text": "x", "image": "aGk=", "answer": "scene-1"}, {"text": "x"}],
+    [{"answer": "scene-1"}, {"text": "x", "embedding": "1", "answer": "scene-1"}, {"text": "x"}],
 )
 async def test_a_canary_is_one_query_and_its_answer(http: httpx.AsyncClient, canary: dict[str, str]) -> None:
     answer = await http.put("/galleries/demo/canaries", json={"canaries": [canary]})

@@ -85,6 +85,35 @@ async def test_picture_as_base64_or_data_uri_reaches_the_engine_as_pixels(
     assert pixels[:, 0, 0].tolist() == [255, 0, 0]
 
 
+async def test_text_and_picture_together_are_one_query(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    queries = [{"text": "in blue", "image": encoded(png())}, {"text": "a"}, {"image": encoded(png())}]
+    body = (await post(http, {"queries": queries, "target": "anchor"})).json()
+    (asked,) = engine.requests
+    assert kinds(asked.queries) == ["image+text", "text", "image"]
+    assert asked.target == "anchor"
+    assert len(body["results"]) == 3
+
+
+async def test_answer_says_what_was_observed_and_what_imputed(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.completed = True
+    queries = [{"text": "a"}, {"embedding": [1.0] * DIMENSION}]
+    of_text, of_embedding = (await post(http, {"queries": queries})).json()["results"]
+    assert of_text["query"] == {
+        "parts": {
+            "image": {"observed": False, "confidence": 0.4},
+            "text": {"observed": True, "confidence": 1.0},
+        },
+        "novelty": 0.25,
+    }
+    assert "query" not in of_embedding
+    assert of_text["hits"][0]["parts"] == {
+        "image": {"observed": False, "confidence": 0.5},
+        "text": {"observed": True, "confidence": 1.0},
+    }
+
+
 async def test_form_with_pictures_and_text_keeps_their_order(
     http: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
@@ -127,13 +156,21 @@ BAD_BODIES: list[tuple[str, bytes, int, str, str]] = [
     ("empty list", b'{"queries": []}', 422, "invalid_request", "queries: "),
     ("empty text", b'{"queries": [{"text": ""}]}', 422, "invalid_request", "queries[0].text: "),
     ("blank text", b'{"queries": [{"text": " \\n"}]}', 422, "invalid_request", "queries[0].text: "),
-    ("nothing in a query", b'{"queries": [{}]}', 422, "invalid_request", "exactly one"),
+    ("nothing in a query", b'{"queries": [{}]}', 422, "invalid_request", "a text, a picture or both"),
+    (
+        "picture and embedding",
+        b'{"queries": [{"image": "aaaa", "embedding": [1, 0, 0, 0]}]}',
+        422,
+        "invalid_request",
+        "an embedding alone",
+    ),
+    ("unknown target", b'{"queries": [{"text": "a"}], "target": "both"}', 422, "invalid_request", "target: "),
     (
         "two in a query",
         b'{"queries": [{"text": "a", "embedding": [1, 0, 0, 0]}]}',
         422,
         "invalid_request",
-        "exactly one",
+        "an embedding alone",
     ),
     ("number as text", b'{"queries": [{"text": 5}]}', 422, "invalid_request", "queries[0].text: "),
     ("text as number", b'{"queries": [{"text": "a"}], "k": "5"}', 422, "invalid_request", "k: "),
