@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -395,6 +395,7 @@ def fit_completion(
     sizes: Sequence[int] = LATENT_SIZES,
     even: bool = True,
     seed: int = 0,
+    patterns: Sequence[Sequence[str]] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Generator[Progress, None, Completion]:
     """Fit a completion to clean embeddings [N, d] a modality, in slices (one an iteration of EM).
@@ -402,6 +403,8 @@ def fit_completion(
     observed   bool [N] a modality: which samples have it; None: all have all
     latent     its size; None: of `sizes` that one under which held-out samples are imputed best
     even       whether spreads are evened out first; without, the model is as published
+    patterns   the sets of modalities that incomplete samples can have, where that is known: imputing from
+               these is what the latent is chosen for; None: from all that a sample has but one
 
     A fifth of the samples is held out to choose the latent and to know how unusual clean samples are, then
     the model is fitted to all. Raises BadEmbeddings: shapes, values that are not finite, fewer than
@@ -429,7 +432,7 @@ def fit_completion(
             rest, size, even, seed, Progress(f"latent {size}", number, len(candidates) + 1)
         )
         tried = _completion(names, *fitted, unit=unit)
-        error = _mean_error(tried, back)
+        error = _mean_error(tried, back, patterns)
         if best is None or error < best[0]:
             best = (error, size, tried)
     assert best is not None
@@ -444,7 +447,7 @@ def fit_completion(
         "latent": size,
         "converged": final.converged,
         "likelihood_nats": final.history[-1],
-        "relative_error": relative_errors(tried, back),
+        "relative_error": relative_errors(tried, back, patterns),
         "seed": seed,
     }
     evened = _evened(whole, spreads)
@@ -495,37 +498,48 @@ def _completion(
     return Completion(names, fitted.model, spreads, unit, unknown.to(fitted.model.loadings[0].mean.device))
 
 
-def relative_errors(completion: Completion, samples: Samples) -> dict[str, float]:
+def relative_errors(
+    completion: Completion, samples: Samples, patterns: Sequence[Sequence[str]] | None = None
+) -> dict[str, float]:
     """Of each modality hidden from the samples that have it and another one: squared error over the mean's.
 
-    1 is what imputing the mean comes to; a modality of which nothing can be said is left out.
+    It is imputed from all others that a sample has, or from each of `patterns` that does not hold it. 1 is
+    what imputing the mean comes to; a modality of which nothing can be said is left out.
     """
     found: dict[str, float] = {}
     for m, name in enumerate(completion.modalities):
         error, spread = 0.0, 0.0
-        others = samples.observed.clone()
-        others[:, m] = False
-        usable = samples.observed[:, m] & others.any(1)
-        truth = samples.embeddings[m][samples.observed[:, m]]
-        if not bool(usable.any()):
-            continue
-        for pattern in torch.unique(others[usable], dim=0):
-            rows = usable & (others == pattern).all(1)
-            given = {
-                other: samples.embeddings[o][rows]
-                for o, other in enumerate(completion.modalities)
-                if pattern[o]
-            }
+        mean = samples.embeddings[m][samples.observed[:, m]].mean(0)
+        for given, rows in _hidden(completion.modalities, samples, m, patterns):
+            parts = {completion.modalities[o]: samples.embeddings[o][rows] for o in given}
             wanted = samples.embeddings[m][rows]
-            error += float((completion.complete(given).embeddings[name] - wanted).square().sum())
-            spread += float((wanted - truth.mean(0)).square().sum())
+            error += float((completion.complete(parts).embeddings[name] - wanted).square().sum())
+            spread += float((wanted - mean).square().sum())
         if spread > 0:
             found[name] = error / spread
     return found
 
 
-def _mean_error(completion: Completion, samples: Samples) -> float:
-    errors = relative_errors(completion, samples)
+def _hidden(
+    names: Sequence[str], samples: Samples, m: int, patterns: Sequence[Sequence[str]] | None
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Places of modalities that modality m can be imputed from, and which samples have these and m, [N]."""
+    others = samples.observed.clone()
+    others[:, m] = False
+    usable = samples.observed[:, m] & others.any(1)
+    if patterns is None:
+        for pattern in torch.unique(others[usable], dim=0):
+            yield pattern.nonzero()[:, 0].tolist(), usable & (others == pattern).all(1)
+        return
+    for listed in patterns:
+        given = [names.index(name) for name in listed]
+        rows = usable & samples.observed[:, given].all(1)
+        if m not in given and bool(rows.any()):
+            yield given, rows
+
+
+def _mean_error(completion: Completion, samples: Samples, patterns: Sequence[Sequence[str]] | None) -> float:
+    errors = relative_errors(completion, samples, patterns)
     return sum(errors.values()) / len(errors) if errors else 0.0
 
 
@@ -654,6 +668,19 @@ def _check_values(
         raise BadCompletion("a variance or a scale is not positive")
     if not all(0 <= float(part.share) <= 1 for part in statistics):
         raise BadCompletion("a share is not between 0 and 1")
+    _check_inference(loadings)
+
+
+def _check_inference(loadings: Sequence[Loading]) -> None:
+    """Finite numbers can still be so large that inference overflows, or loses what is added to them."""
+    products = torch.stack([part.weight.T @ part.weight / part.noise for part in loadings])
+    bits = torch.arange(1, 1 << len(loadings), device=products.device)[:, None]
+    patterns = bits >> torch.arange(len(loadings), device=products.device) & 1
+    identity = torch.eye(products.shape[1], dtype=products.dtype, device=products.device)
+    precision = identity + torch.einsum("pm,mij->pij", patterns.to(products.dtype), products)
+    factors, failed = torch.linalg.cholesky_ex(precision)
+    if bool(failed.any()) or not bool(torch.isfinite(factors).all()):
+        raise BadCompletion("its loadings are too large to infer anything with")
 
 
 # -- as part of a stream's state ----------------------------------------------------------------------
