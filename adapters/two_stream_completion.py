@@ -12,16 +12,17 @@ as well as of what the joint block makes of one modality. Letters: B samples, N 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adapters.base import at_least_fp32
+from adapters.calibration import PARTS
 from adapters.classification import Inputs, TwoStream, Values
-from adapters.completion import Completion
+from adapters.completion import Completion, Progress, fit_completion
 
 
 @dataclass(frozen=True)
@@ -141,3 +142,75 @@ class CompletedTwoStream:
         if not self.seen or not self.completion.knows_novelty(list(self.seen)):
             return None
         return self.completion.novelty_of(self.seen)
+
+
+# -- measuring ------------------------------------------------------------------------------------------
+
+Parts = dict[str, Tensor]
+
+
+@torch.no_grad()
+def parts_of(model: TwoStream, batches: Iterable[Inputs]) -> tuple[Parts, Parts]:
+    """Of clean samples, complete or not: each part [N, D], zeros where one lacks it, and bool [N] who has it.
+
+    Raises ValueError where there are no samples.
+    """
+    parts: dict[str, list[Tensor]] = {name: [] for name in PARTS}
+    there: dict[str, list[Tensor]] = {name: [] for name in PARTS}
+    for inputs in batches:
+        found = representations(model, inputs)
+        like = next(iter(found.values()))
+        for name in PARTS:
+            parts[name].append(found.get(name, torch.zeros_like(like)))
+            there[name].append(torch.full((len(like),), name in found, device=like.device))
+    if not parts["audio"]:
+        raise ValueError("there are no samples")
+    return (
+        {name: torch.cat(rows) for name, rows in parts.items()},
+        {name: torch.cat(rows) for name, rows in there.items()},
+    )
+
+
+def fit_parts(
+    parts: Parts, there: Parts, *, latent: int | None = None, seed: int = 0
+) -> Generator[Progress, None, Completion]:
+    """`fit_completion` as it suits such parts: spreads as they are, imputed from sound or picture alone.
+
+    Of both classifiers that we measured (the demo's clips, real digits) the fused feature followed better
+    without evened spreads, and labels as well.
+    """
+    return fit_completion(
+        parts,
+        there,
+        unit=False,
+        latent=latent,
+        even=False,
+        seed=seed,
+        patterns=[[name] for name in PARTS if name != "fused"],
+    )
+
+
+@torch.no_grad()
+def compare_missing(
+    model: TwoStream, completion: Completion, batches: Iterable[tuple[Any, Tensor]]
+) -> dict[str, dict[str, float]]:
+    """Complete samples with int64 [B] labels, a modality hidden: who is right how often, 0..1 each.
+
+    {"audio": {"model": 0.71, "imputation": 0.74, "samples": 400}, "video": ...}: without sound the model's
+    own path is right in 71 % of 400. Empty where there are no samples.
+    """
+    imputing = CompletedTwoStream(model, completion)
+    right = {name: {"model": 0, "imputation": 0} for name in ("audio", "video")}
+    count = 0
+    for inputs, labels in batches:
+        count += len(labels)
+        for hidden, counts in right.items():
+            rest = replace(inputs, **{hidden: None})
+            for way, how in (("model", model), ("imputation", imputing)):
+                counts[way] += int((how.forward(rest).logits.argmax(-1) == labels).sum())
+    if not count:
+        return {}
+    return {
+        hidden: {**{way: hits / count for way, hits in counts.items()}, "samples": count}
+        for hidden, counts in right.items()
+    }
