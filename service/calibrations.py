@@ -223,6 +223,8 @@ class Calibrations:
             raise Conflict(
                 f"nothing can be learned of these items: {error}", code="calibration_failed"
             ) from error
+        if not completion.about["relative_error"]:
+            raise Conflict("nothing can be learned of items that are all alike", code="calibration_failed")
         about = {"gallery": gallery.name, "seed": seed, "job": job}
         made = Calibration(self._encoder.fingerprint, completion=completion, about=about)
         with self._alone():
