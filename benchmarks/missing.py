@@ -35,7 +35,7 @@ from adapters.latent import BadEmbeddings
 from benchmarks.datasets import DatasetError
 from benchmarks.embedding import Progress as Done
 from benchmarks.embedding import default_cache
-from benchmarks.missing_cost import measure_cost
+from benchmarks.missing_cost import drain, measure_cost
 from benchmarks.missing_imputers import (
     CompletionImputer,
     Embeddings,
@@ -110,7 +110,7 @@ def fit_all(train: Embeddings, observed: Tensor, *, unit: bool, latent: int | No
     patterns = patterns_of(list(train)) if FUSED in train else None
     for name, even in (("published", False), ("attune", True)):
         try:
-            completions[name] = drained(
+            completions[name] = drain(
                 fit_completion(
                     train, masks, unit=unit, latent=latent, even=even, seed=seed, patterns=patterns
                 )
@@ -119,16 +119,6 @@ def fit_all(train: Embeddings, observed: Tensor, *, unit: bool, latent: int | No
             continue
         imputers[name] = CompletionImputer.of(completions[name])
     return Fits(imputers, completions)
-
-
-def drained(slices: Any) -> Completion:
-    """What a fit returns, all at once."""
-    while True:
-        try:
-            next(slices)
-        except StopIteration as ended:
-            found: Completion = ended.value
-            return found
 
 
 # -- imputation and anchors -----------------------------------------------------------------------------
@@ -207,7 +197,7 @@ def vector_methods(fits: Fits) -> dict[str, Vectors]:
     def anchored(imputer: Imputer) -> Vectors:
         return lambda given: joined(unit_columns(imputer.impute(given)))
 
-    methods = {"no calibration": plain}
+    methods: dict[str, Vectors] = {"no calibration": plain}
     methods |= {name: anchored(imputer) for name, imputer in fits.imputers.items()}
     if "attune" in fits.completions:
         methods |= _variants(fits.completions["attune"], fits.imputers["attune"])
