@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from adapters.base import BadSettings, UnknownMethod
+from adapters.calmrl import CalMRLClassifier
 from adapters.classification import CalibrationMissing
 from adapters.registry import CLASSIFY_METHODS
 from encoders.audiovisual import AVInputs, AVOutput
@@ -469,6 +470,72 @@ async def test_brimpr_learns_from_a_batch_and_skips_a_batch_of_one(real_engine: 
     track = await track_of(real_engine, "default", 1)
     assert (track["applied"], track["skipped"]) == (1, 1)
     assert real_engine.metrics.value("attune_adaptations_total", method="brimpr", outcome="skipped") == 1
+
+
+def without(samples: tuple[Sample, ...], field: str) -> tuple[Sample, ...]:
+    changes: dict[str, Any] = {field: None}
+    return tuple(replace(sample, **changes) for sample in samples)
+
+
+@pytest.fixture
+async def calmrl_engine(settings: Callable[..., Settings], real: CavMae) -> AsyncIterator[Engine]:
+    chosen = settings(classify_method="calmrl", batch_size=8, gather_min_items=2, gather_max_age_s=1000)
+    async with running_engine(chosen, encoder=ToyEncoder(), classifier=real) as running:
+        yield running
+
+
+@pytest.mark.parametrize("lacks", ["fbank", "pixels"])
+async def test_calmrl_learns_from_samples_that_lack_a_modality(calmrl_engine: Engine, lacks: str) -> None:
+    answer = await classify(calmrl_engine, without(small(8), lacks), adapt="sync")
+    assert (told(answer).method, told(answer).status) == ("calmrl", "applying")
+    track = await track_of(calmrl_engine, "default", 1)
+    assert (track["applied"], track["skipped"], track["undone"]) == (1, 0, 0)
+    assert math.isfinite(track["losses"]["align"])
+
+
+async def test_a_stream_survives_whatever_its_samples_lack(calmrl_engine: Engine) -> None:
+    """The picture disappears for good, and the sound appears late."""
+    for number in range(12):
+        samples = small(8, 8 * number)
+        shown = without(samples, "fbank" if number < 4 else "pixels") if number not in (4, 5) else samples
+        answer = await classify(calmrl_engine, shown, adapt="sync", stream="s")
+        assert told(answer).status == "applying"
+        await settled_version(calmrl_engine, "s", number + 1)
+    track = await track_of(calmrl_engine, "s", 12)
+    assert (track["applied"], track["undone"]) == (12, 0)
+    state = calmrl_engine._backend.streams.find("s").tracks[TRACK].state
+    assert all(torch.isfinite(value).all() for value in [*state.parameters.values(), *state.tensors.values()])
+    assert state.numbers["latent.batches"] == 2  # the complete ones alone
+
+
+async def test_samples_of_several_kinds_gather_and_adapt_together(calmrl_engine: Engine) -> None:
+    """Every other sample lacks its picture: a full gathering is two batches of four."""
+    for number in range(4):
+        both_there = small(1, 2 * number)
+        answers = [
+            await classify(calmrl_engine, both_there, adapt="async", stream="s"),
+            await classify(calmrl_engine, without(both_there, "pixels"), adapt="async", stream="s"),
+        ]
+        assert [told(answer).status for answer in answers] == ["queued", "queued"]
+    track = await track_of(calmrl_engine, "s", 2)
+    assert (track["applied"], track["batches"], track["gathered"], track["shed"]) == (2, 2, 0, 0)
+
+
+async def test_a_kind_that_fails_takes_nothing_from_what_was_learned_of_another(
+    calmrl_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn = CalMRLClassifier.adapt
+
+    def fails(self: CalMRLClassifier, model: Any, state: Any, inputs: Any) -> Any:
+        if not inputs.complete:
+            raise RuntimeError("out of memory")
+        return learn(self, model, state, inputs)
+
+    monkeypatch.setattr(CalMRLClassifier, "adapt", fails)
+    await classify(calmrl_engine, small(4), adapt="async", stream="s")
+    await classify(calmrl_engine, without(small(4), "pixels"), adapt="async", stream="s")
+    track = await track_of(calmrl_engine, "s", 1)
+    assert (track["applied"], track["gathered"]) == (1, 0)
 
 
 async def test_a_silent_camera_or_a_covered_one_is_answered_by_the_models_own_path(

@@ -47,15 +47,6 @@ def words(queries: Any) -> list[str]:
     return [query.text for query in queries]
 
 
-def taken(made: Gatherings, **about: Any) -> list[tuple[list[str], str]]:
-    """What the next to leave is learned from: words and id of each batch."""
-    gathered = made.next_batch(is_current=always, **about)
-    if gathered is None:
-        return []
-    made.learned(gathered)
-    return [(words(batch.queries), batch.id) for batch in gathered.batches]
-
-
 def test_a_batch_takes_the_oldest_queries_and_may_split_a_job() -> None:
     made, _ = gatherings()
     stream, track = pair()
@@ -160,3 +151,95 @@ def test_the_worker_sleeps_until_a_gathering_is_due(count: int, idle: float) -> 
     made.join(*pair(), [job(*"x" * count)])
     assert made.idle_for_s(5.0) == idle
     assert made.due() == (count >= 3)
+
+
+# -- queries of several kinds ---------------------------------------------------------------------------
+
+
+def pictures(*numbers: int) -> RetrieveJob:
+    """A job of the same track whose queries are pictures."""
+    queries = tuple(Query(pixels=np.full((3, 1, 1), number, np.uint8)) for number in numbers)
+    return RetrieveJob(TrackKey("s", "g", "text", "image"), "async", queries, 1)
+
+
+def kinds(gathered: Any) -> list[list[Any]]:
+    return [
+        [query.text or int(query.pixels[0, 0, 0]) for query in batch.queries] for batch in gathered.batches
+    ]
+
+
+def test_what_leaves_together_is_sorted_by_kind() -> None:
+    made, shed = gatherings(batch_size=6)
+    stream, track = pair()
+    jobs = [job("a"), pictures(1, 2), job("b", "c"), pictures(3)]
+    made.join(stream, track, jobs)
+    gathered = made.next_batch(is_current=always)
+    assert gathered is not None
+    assert kinds(gathered) == [["a", "b", "c"], [1, 2, 3]]
+    assert [batch.id for batch in gathered.batches] == [f"{jobs[0].id}+0", f"{jobs[1].id}+0"]
+    assert [batch.first for batch in gathered.batches] == jobs[:2]
+    assert (made.learned(gathered).drop, shed, len(track.gathered)) == (4, [], 0)
+
+
+def test_a_pattern_that_alternates_with_every_query_neither_starves_nor_waits() -> None:
+    made, shed = gatherings(batch_size=6, capacity_items=12)
+    stream, track = pair()
+    for number in range(6):
+        made.join(stream, track, [job(f"t{number}"), pictures(number)])
+    found = []
+    while made.idle_for_s(1.0) == 0.0:
+        gathered = made.next_batch(is_current=always)
+        assert gathered is not None  # whatever is due can be taken
+        found += kinds(gathered)
+        made.learned(gathered)
+    assert found == [["t0", "t1", "t2"], [0, 1, 2], ["t3", "t4", "t5"], [3, 4, 5]]
+    assert (shed, len(made)) == ([], 0)
+
+
+def test_too_few_of_a_kind_leave_unlearned() -> None:
+    made, shed = gatherings(batch_size=4)
+    stream, track = pair()
+    made.join(stream, track, [job("a"), pictures(1), job("b", "c", "d")])
+    gathered = made.next_batch(is_current=always)
+    assert gathered is not None
+    assert kinds(gathered) == [["a", "b", "c"]]
+    assert (shed, track.shed, stream.dirty) == ([1], 1, True)
+    assert (made.learned(gathered).drop, track.gathered.stored_used) == (2, 2)
+
+
+def test_a_full_gathering_teaches_by_the_kind_of_which_there_is_most() -> None:
+    made, shed = gatherings(batch_size=5, min_items=5)
+    stream, track = pair()
+    made.join(stream, track, [pictures(1, 2), job("a", "b", "c")])
+    gathered = made.next_batch(is_current=always)
+    assert gathered is not None
+    assert (kinds(gathered), shed) == ([["a", "b", "c"]], [2])
+
+
+def test_an_old_gathering_waits_until_there_is_enough_of_one_kind() -> None:
+    made, shed = gatherings(batch_size=6, min_items=3, max_age_s=0.0)
+    stream, track = pair()
+    made.join(stream, track, [job("a"), pictures(1), job("b"), pictures(2)])
+    assert made.next_batch(is_current=always) is None
+    assert made.idle_for_s(5.0) == 5.0  # the worker does not look again and again
+    made.join(stream, track, [job("c")])
+    assert made.idle_for_s(5.0) == 0.0
+    gathered = made.next_batch(is_current=always)
+    assert gathered is not None
+    assert (kinds(gathered), shed) == ([["a", "b", "c"]], [2])
+
+
+def test_beyond_the_capacity_the_oldest_leave_whatever_their_kind() -> None:
+    made, shed = gatherings(batch_size=4, capacity_items=4)
+    stream, track = pair()
+    made.join(stream, track, [job("a"), pictures(1, 2), job("b", "c", "d")])
+    assert shed == [2]
+    gathered = made.next_batch(is_current=always)
+    assert gathered is not None
+    assert kinds(gathered) == [["b", "c", "d"]]  # and picture 2, alone, leaves unlearned
+    assert track.shed == 3
+
+
+def test_a_stored_gathering_knows_its_kinds_again() -> None:
+    resumed = Gathering.resumed([pictures(1, 2, 3), job("a", "b")], used=2)
+    assert (len(resumed), resumed.most_alike) == (3, 2)
