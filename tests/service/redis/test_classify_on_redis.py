@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,23 @@ async def test_gathered_samples_survive_their_owner_and_are_learned_once(
     (track,) = described["tracks"]
     assert (track["applied"], track["gathered"]) == (1, 0)
     assert not list(client.scan_iter(f"{keys.prefix}gathering:*"))
+
+
+async def test_gathered_samples_of_two_kinds_survive_their_owner_and_are_learned_once(
+    settings: Callable[..., Settings], client: redis.Redis, keys: Keys
+) -> None:
+    """Eight fill a batch: four complete samples and four without a picture, one job each."""
+    chosen = settings(classify_method="calmrl", batch_size=8, gather_min_items=2, gather_max_age_s=60.0)
+    model = small_classifier(torch.float32)
+    async with running_engine(chosen, encoder=ToyEncoder(), classifier=model) as running:
+        for number in range(4):
+            (sample,) = small(1, number)
+            for one in (sample, replace(sample, pixels=None)):
+                await classify(running, (one,), stream="s", adapt="async")
+            _leases(running).in_doubt()
+        (track,) = (await settled_version(running, "s", 2))["tracks"]
+        assert (track["applied"], track["gathered"], track["shed"]) == (2, 0, 0)
+        assert not list(client.scan_iter(f"{keys.prefix}gathering:*"))
 
 
 async def test_gathered_samples_keep_their_labels_when_the_stream_changes_hands(patient: Engine) -> None:
