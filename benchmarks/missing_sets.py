@@ -238,15 +238,18 @@ _INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"
 
 
 def reworded(scene: Scene) -> str:
-    """The same said otherwise: objects in the other order, the last synonym of every word."""
-    things = [_phrase(thing) for thing in reversed(scene.things)]
-    joint = [] if scene.relation is None else [RELATIONS[_INVERSE[scene.relation]][-1]]
-    return " ".join([things[0], *joint, *things[1:], BACKGROUNDS[scene.background][-1]])
+    """The same said otherwise: objects in the other order, and synonyms that the caption does not have."""
 
+    def other(options: Sequence[str]) -> str:
+        return next((option for option in options if option not in scene.caption), options[-1])
 
-def _phrase(thing: Thing) -> str:
-    words = [SIZES[thing.size][-1], TEXTURES[thing.texture][-1], thing.colour, thing.shape]
-    return " ".join(["a", *(word for word in words if word)])
+    def phrase(thing: Thing) -> str:
+        words = [other(SIZES[thing.size]), other(TEXTURES[thing.texture]), thing.colour, thing.shape]
+        return " ".join(["a", *(word for word in words if word)])
+
+    first, *rest = [phrase(thing) for thing in reversed(scene.things)]
+    joint = [] if scene.relation is None else [other(RELATIONS[_INVERSE[scene.relation]])]
+    return " ".join([first, *joint, *rest, other(BACKGROUNDS[scene.background])])
 
 
 # -- classification -------------------------------------------------------------------------------------
