@@ -224,8 +224,8 @@ class Completion:
             apart = apart + offset.square().sum(1) / noise
             pulls = pulls + offset @ weight
         distance = apart - pulls.square().sum(1)
-        rank = torch.searchsorted(scale.levels, distance.nan_to_num(nan=torch.inf).contiguous(), right=True)
-        return (rank.double() / (len(scale.levels) - 1)).clamp(0, 1) * scale.known
+        rank = (scale.levels <= distance.nan_to_num(nan=torch.inf)[:, None]).sum(1)
+        return (rank / (len(scale.levels) - 1)).clamp(0, 1) * scale.known
 
     def knows_novelty(self, observed: Collection[str]) -> bool:
         """Whether clean samples with these modalities are known. Raises NothingObserved."""
@@ -250,10 +250,11 @@ class Completion:
         to one side; where they do not it would be their difference, which is like neither, and the sum is
         taken all the same [ours].
         """
-        columns = completed.columns
-        if columns.shape[2] <= 2:
-            return F.normalize(columns.sum(2), dim=-1)
-        return anchors_of(columns).vectors
+        parts = list(completed.embeddings.values())
+        if len(parts) > 2:
+            return anchors_of(completed.columns).vectors
+        units = parts if self.unit else [F.normalize(part, dim=-1) for part in parts]
+        return F.normalize(sum(units[1:], units[0]), dim=-1)
 
     # -- learning -----------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class RedisCatalogue:
             raise GalleryNotFound(f"there is no gallery {name!r}")
         if card["status"] != "ready":
             raise RemoteFailure(Failure(409, "gallery_refused", card["why"], {}))
-        return GalleryCard(name, card["targets"])
+        return GalleryCard(name, card["targets"], card.get("calibration"))
 
     async def _ask(self, name: str) -> Mapping[str, Any] | None:
         try:
