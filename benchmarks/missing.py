@@ -366,10 +366,15 @@ def run(
     *,
     rates: Sequence[float],
     seeds: Sequence[int],
+    fit_seeds: Sequence[int],
     latent: int | None,
     bar: Callable[[str, int], Done],
 ) -> tuple[Rows, Row]:
-    """All rows by kind, and facts of the calibrations that were fitted to complete samples."""
+    """All rows by kind, and facts of the calibrations that were fitted to complete samples.
+
+    seeds      of what test samples lose
+    fit_seeds  those of them with which training samples lose modalities too, and everything is fitted anew
+    """
     names = list(measured.train)
     count = len(measured.train[names[0]])
     complete = torch.ones(count, len(names), dtype=torch.bool)
@@ -395,9 +400,9 @@ def run(
                 about["missing"] = 1 - float(observed.double().mean())
                 _measure(rows, measured, fits, means, observed, about)
                 done(1)
-    done = bar("fitting to incomplete samples", len(rates) * len(seeds))
+    done = bar("fitting to incomplete samples", len(rates) * len(fit_seeds))
     for rate in rates:
-        for seed in seeds:
+        for seed in fit_seeds:
             kept = hide(count, names, hideable, rate, seed + _TRAINING_SEED)
             partial = fit_all(measured.train, kept, unit=measured.unit, latent=latent, seed=seed)
             observed = hide(len(measured.test[names[0]]), names, hideable, rate, seed)
@@ -443,6 +448,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", default="demo", help="a folder, an encoder's hub name, or `demo` (default)")
     made.add_argument("--rates", type=_rate, nargs="+", default=list(RATES), help="default 0.1 to 0.9")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of what is hidden (0 1 2)")
+    made.add_argument(
+        "--fits",
+        type=int,
+        default=1,
+        help="of these seeds the first so many are also those of fits to incomplete samples (default 1)",
+    )
     made.add_argument("--train", type=_positive, default=3000, help="samples to fit to (default 3000)")
     made.add_argument("--test", type=_positive, default=1000, help="samples to measure on (default 1000)")
     made.add_argument("--latent", type=_positive, help="size of the latent; default: the best on held-out")
@@ -505,13 +516,22 @@ def _measured(options: argparse.Namespace, bar: Callable[[str, int], Done]) -> R
         measured = load_retrieval_set(options.set, options.model, options.data, sizes, cache=cache, bar=bar)
     else:
         measured = load_classifier_set(options.set, options.model, options.data, sizes, bar=bar)
-    rows, facts = run(measured, rates=options.rates, seeds=options.seeds, latent=options.latent, bar=bar)
+    seeds = options.seeds
+    fit_seeds = seeds[: max(0, options.fits)]
+    rows, facts = run(
+        measured, rates=options.rates, seeds=seeds, fit_seeds=fit_seeds, latent=options.latent, bar=bar
+    )
     return {
         **_head_of_document(),
         "set": measured.name,
         "model": about_model(measured),
         "note": measured.note,
-        "protocol": {"rates": options.rates, "seeds": options.seeds, "latent": options.latent},
+        "protocol": {
+            "rates": options.rates,
+            "seeds": seeds,
+            "fit_seeds": fit_seeds,
+            "latent": options.latent,
+        },
         "calibrations": facts,
         "results": rows,
     }

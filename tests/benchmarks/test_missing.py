@@ -322,7 +322,12 @@ def test_a_run_on_embeddings_measures_everything_and_imputation_helps() -> None:
         "",
     )
     rows, facts = run(
-        measured, rates=[0.3, 0.9], seeds=[0], latent=3, bar=lambda title, total: lambda count: None
+        measured,
+        rates=[0.3, 0.9],
+        seeds=[0, 1],
+        fit_seeds=[0],
+        latent=3,
+        bar=lambda title, total: lambda count: None,
     )
     assert facts["attune"]["latent"] == 3
     error = of("error")
@@ -360,7 +365,8 @@ def test_a_run_on_embeddings_measures_everything_and_imputation_helps() -> None:
         hidden="all",
     )
     assert nowhere == 0.0
-    assert {row["fit"] for row in rows["retrieval"]} == {"complete", "incomplete"}
+    seeds = {(row["fit"], row["seed"]) for row in rows["retrieval"]}
+    assert seeds == {("complete", 0), ("complete", 1), ("incomplete", 0)}
     assert {row["given"] for row in rows["trust"]} == {"image", "text"}
 
 
