@@ -2,6 +2,7 @@
 
     python -m demo.train_scenes --out DIR            the recipe of the committed weights
     python -m demo.train_scenes --out DIR --minutes 3    the same schedule squeezed into three minutes
+    python -m demo.train_scenes --out DIR --calibrate    only its calibration, of an encoder that is there
 
 The loss is CLIP's symmetric InfoNCE (Radford et al. 2021, figure 3). Pictures see only small shifts and
 changes of light: the encoder knows clean pictures, so that drifting queries hurt it and adapting has
@@ -39,13 +40,19 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from adapters.calibration import Calibration, save_calibration
+from adapters.completion import Completion, fit_completion
+from demo.gallery import make_vectors
 from demo.measure import DRAWN_SIZE, embed_texts, recall
 from demo.scenes import Scene, render, scenes, vocabulary
+from encoders.load import load_encoder
 
-__all__ = ["Recipe", "build_model", "build_processor", "build_tokenizer", "main", "train"]
+__all__ = ["Recipe", "build_model", "build_processor", "build_tokenizer", "calibrate", "main", "train"]
 
 IMAGE_SIZE = 72  # pixels that the encoder sees: 6 x 6 patches of 12
 CHECKPOINT = "checkpoint.pt"
+CALIBRATION = "calibration.safetensors"
+CALIBRATION_SCENES = 2000
 REPORT_STEPS = 250
 SERIES = 4  # scenes
 CONTEXT = 40  # tokens, begin and end included
@@ -323,6 +330,29 @@ def train(
     (out / CHECKPOINT).unlink(missing_ok=True)  # of use only while the schedule was unfinished
 
 
+def calibrate(folder: Path, *, count: int = CALIBRATION_SCENES) -> Completion:
+    """Fit what a picture says of its caption and the other way round, and write it beside the weights.
+
+    To clean scenes of split "dev", whose captions the encoder was not trained on: it knows those of its
+    training better than any it will meet.
+    """
+    encoder = load_encoder(str(folder), device="cpu")
+    vectors = make_vectors(encoder, scenes("dev", count))
+    embeddings = {"image": torch.from_numpy(vectors.image), "text": torch.from_numpy(vectors.text)}
+    slices = fit_completion(embeddings, unit=True)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as ended:
+            completion: Completion = ended.value
+            break
+    about = {"data": "scenes dev", "pairs": count}
+    save_calibration(
+        Calibration(encoder.fingerprint, completion=completion, about=about), folder / CALIBRATION
+    )
+    return completion
+
+
 def _batches(listed: Sequence[Scene], recipe: Recipe, first: int) -> Iterator[NDArray[np.int64]]:
     """Row numbers of each batch: a fresh order every epoch, the same again after a resume.
 
@@ -390,6 +420,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=plain.seed)
     parser.add_argument("--minutes", type=float, help="end the schedule at this time at the latest")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--calibrate", action="store_true", help="train nothing, calibrate what is in --out")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     default_cache = Path(tempfile.gettempdir()) / "attune-scenes"
     parser.add_argument("--cache", type=Path, default=default_cache, help="drawn pictures are kept here")
@@ -402,7 +433,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         learning_rate=given.learning_rate,
         seed=given.seed,
     )
-    train(given.out, recipe, cache=given.cache, minutes=given.minutes, resume=given.resume)
+    if not given.calibrate:
+        train(given.out, recipe, cache=given.cache, minutes=given.minutes, resume=given.resume)
+    found = calibrate(given.out)
+    print(f"{given.out / CALIBRATION}: latent {found.model.latent}, {found.about['relative_error']}")
 
 
 if __name__ == "__main__":

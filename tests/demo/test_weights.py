@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,13 @@ import torch
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, CLIPModel
 
 import demo
+from adapters.calibration import load_encoder_calibration
 from demo import WEIGHTS, demo_encoder_path
+from demo.gallery import load_vectors
 from demo.measure import embed_pictures, embed_texts, recall
 from demo.scenes import render, scenes
+from demo.train_scenes import CALIBRATION, calibrate
+from encoders.load import load_encoder
 
 COUNT = 300
 MEBIBYTE = 1 << 20
@@ -41,6 +46,35 @@ def test_missing_weights_are_reported_with_the_remedy(monkeypatch: pytest.Monkey
 
 def test_weights_take_at_most_twelve_megabytes() -> None:
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 12 * MEBIBYTE
+
+
+def test_the_calibration_imputes_unseen_scenes_better_than_their_mean() -> None:
+    encoder = load_encoder(str(WEIGHTS), device="cpu")
+    calibration = load_encoder_calibration(
+        WEIGHTS / CALIBRATION, fingerprint=encoder.fingerprint, dimension=encoder.dimension
+    )
+    assert (WEIGHTS / CALIBRATION).stat().st_size < MEBIBYTE
+    completion = calibration.completion
+    assert completion is not None
+    vectors = load_vectors(COUNT, encoder.fingerprint)
+    assert vectors is not None
+    image, text = torch.from_numpy(vectors.image), torch.from_numpy(vectors.text)
+    for given, name, wanted in (({"image": image}, "text", text), ({"text": text}, "image", image)):
+        imputed = completion.complete(given).embeddings[name]
+        error = (imputed - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
+        assert error < 0.25
+
+
+def test_a_calibration_is_made_of_a_few_scenes(tmp_path: Path) -> None:
+    for path in WEIGHTS.iterdir():
+        if path.name != CALIBRATION:
+            (tmp_path / path.name).symlink_to(path)
+    made = calibrate(tmp_path, count=24)
+    fingerprint = load_encoder(str(WEIGHTS), device="cpu").fingerprint
+    loaded = load_encoder_calibration(tmp_path / CALIBRATION, fingerprint=fingerprint, dimension=128)
+    assert loaded.completion is not None
+    assert loaded.completion.model.latent == made.model.latent
+    assert loaded.about["pairs"] == 24
 
 
 def test_unseen_scenes_are_found_in_both_directions(model: CLIPModel, processor: Any) -> None:
