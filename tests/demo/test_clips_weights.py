@@ -9,6 +9,7 @@ import torch
 
 import demo
 from adapters.calibration import Calibration, load_calibration
+from adapters.two_stream_completion import CompletedTwoStream
 from demo import CLASSIFIER, demo_classifier_path
 from demo.clips import EVENTS, LABELS, SPLITS, make_clips, sample_files
 from demo.measure_clips import SHIFTS, online_accuracy, shifted_samples
@@ -88,7 +89,7 @@ def test_files_of_a_sample_are_named_as_the_arrays_are(model: CavMae) -> None:
 
 def test_calibration_belongs_to_the_model_and_is_whole(model: CavMae, calibration: Calibration) -> None:
     assert calibration.fingerprint == model.fingerprint
-    assert calibration.holds == {"statistics", "fisher"}
+    assert calibration.holds == {"statistics", "fisher", "completion"}
     assert calibration.fisher is not None
     assert set(calibration.fisher) == set(model.groups["norms"])
     assert calibration.about["statistics_samples"] == 32
@@ -103,3 +104,34 @@ def test_shift_hurts_and_brimpr_keeps_a_clean_stream_right(
     clean = accuracy(model, unseen)["both"]
     assert accuracy(model, noisy)["both"] < clean - 5
     assert online_accuracy(model, "brimpr", unseen) > clean - 4
+
+
+def test_completion_is_the_weights_and_small(model: CavMae, calibration: Calibration) -> None:
+    assert calibration.completion is not None
+    assert calibration.completion.sizes == (model.width,) * 3
+    assert (CLASSIFIER / "calibration.safetensors").stat().st_size < 0.3 * MEBIBYTE
+
+
+def test_fused_feature_follows_from_sound_or_frame_alone(
+    model: CavMae, calibration: Calibration, unseen: Samples
+) -> None:
+    """Better than its mean by half, and names as many clips as one modality can, give or take."""
+    assert calibration.completion is not None
+    inputs = model.prepare(list(unseen.fbanks), list(unseen.frames))
+    with torch.inference_mode():
+        whole = model.forward(inputs).pooled
+        for alone in (AVInputs(inputs.audio, None), AVInputs(None, inputs.video)):
+            found = CompletedTwoStream(model, calibration.completion).forward(alone)
+            error = (found.pooled - whole).square().sum() / (whole - whole.mean(0)).square().sum()
+            assert error < 0.6
+            right = found.logits.argmax(1).numpy() == unseen.labels
+            assert 0.5 <= right.mean() <= 0.8
+
+
+def test_who_is_right_more_often_without_a_modality_was_measured(calibration: Calibration) -> None:
+    missing = calibration.about["missing"]
+    assert set(missing) == {"audio", "video"}
+    for counts in missing.values():
+        assert counts["samples"] == 480
+        assert 0.5 <= counts["model"] <= 0.8
+        assert 0.5 <= counts["imputation"] <= 0.8

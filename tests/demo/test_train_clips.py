@@ -22,6 +22,7 @@ from demo.train_clips import (
     clip_samples,
     contrast,
     lightly_changed,
+    missing_table,
     train,
 )
 from encoders.audio import AudioSpec, fbank
@@ -218,9 +219,18 @@ def test_clips_as_samples_equal_what_the_server_would_prepare() -> None:
     assert np.allclose(made.fbanks[2], fbank(clips[2].waveform, clip_config(made).audio), atol=0.01)
 
 
-def test_calibration_holds_statistics_and_fisher_values(few: Samples, tmp_path: Path) -> None:
+def test_calibration_holds_all_that_methods_need(few: Samples, tmp_path: Path) -> None:
     model = train(tiny_config(), few, Recipe(steps=2, batch=24))
-    save_calibration(calibrate(model, few), tmp_path / "calibration.safetensors")
+    save_calibration(calibrate(model, few, few.rows(slice(10))), tmp_path / "calibration.safetensors")
     held = load_calibration(tmp_path / "calibration.safetensors", model)
-    assert held.holds == {"statistics", "fisher"}
+    assert held.holds == {"statistics", "fisher", "completion"}
     assert held.about["fisher_samples"] == 24
+    assert {hidden: counts["samples"] for hidden, counts in held.about["missing"].items()} == {
+        "audio": 10,
+        "video": 10,
+    }
+    assert missing_table(held.about["missing"]).count("\n| ") == 3
+
+
+def test_card_says_nothing_of_missing_modalities_that_nobody_measured() -> None:
+    assert missing_table({}) == ""
