@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from adapters.two_stream_completion import CompletedTwoStream
+from benchmarks.av_data import load_av_data
+from benchmarks.av_digits import as_samples
 from benchmarks.datasets import CaptionedImages
-from benchmarks.missing import RATES, fit_all, gallery_vectors, main, run, vector_methods
+from benchmarks.missing import RATES, fit_all, gallery_vectors, main, path_logits, run, vector_methods
 from benchmarks.missing_imputers import (
     CompletionImputer,
     MeanImputer,
@@ -38,9 +41,20 @@ from benchmarks.missing_measures import (
 )
 from benchmarks.missing_report import BadRuns, average, markdown, of
 from benchmarks.missing_report import main as report
-from benchmarks.missing_sets import RetrievalSet, _as_views, _first, _mirrored, reworded
-from demo import demo_encoder_path
+from benchmarks.missing_sets import (
+    ClassifierSet,
+    RetrievalSet,
+    _as_views,
+    _first,
+    _mirrored,
+    answers,
+    reworded,
+)
+from demo import demo_classifier_path, demo_encoder_path
+from demo.measure_clips import prepared
 from demo.scenes import scenes
+from encoders.audiovisual import AVInputs
+from encoders.cav_mae import load_cav_mae
 from encoders.load import load_encoder
 
 PAIR = ("image", "text")
@@ -399,6 +413,24 @@ def test_the_command_measures_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             rows, of("accuracy"), method=chosen[alone], **wanted
         )
     assert "Incomplete samples alone" in markdown([document])
+
+
+def test_the_paths_are_those_that_the_service_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.av_data.DEMO_CLIPS", 24)
+    model = load_cav_mae(demo_classifier_path(), device="cpu")
+    clips = as_samples(load_av_data("demo", split="test"), model.config)
+    found = answers(model, clips, lambda count: None)
+    measured = ClassifierSet("tiny", found.features, found, found, model, "")
+    fits = fit_all(found.features, everything(24, 3), unit=False, latent=4, seed=0)
+    paths = path_logits(measured, found, fits.imputers)
+    ((inputs, _),) = prepared(model, clips)
+    served = CompletedTwoStream(model, fits.completions["attune"])
+    for alone, part in (("audio", AVInputs(inputs.audio, None)), ("video", AVInputs(None, inputs.video))):
+        with torch.no_grad():
+            torch.testing.assert_close(
+                paths["attune"][alone].float(), served.forward(part).logits, atol=1e-3, rtol=1e-4
+            )
+            torch.testing.assert_close(paths["model"][alone].float(), model.forward(part).logits)
 
 
 def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
