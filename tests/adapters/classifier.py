@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adapters.calibration import Calibration, fisher_values, source_statistics
-from adapters.classification import ClassifyMethod
+from adapters.classification import ClassifyMethod, TwoStream
 from adapters.completion import fit_completion
 from adapters.state import AdaptationState
 from adapters.two_stream_completion import representations
@@ -91,7 +91,7 @@ class Result:
     outcome: Outcome
 
 
-def adapt_one(model: CavMae, method: ClassifyMethod, state: AdaptationState, inputs: AVInputs) -> Result:
+def adapt_one(model: TwoStream, method: ClassifyMethod, state: AdaptationState, inputs: AVInputs) -> Result:
     answers: list[EarlyAnswer[Tensor]] = []
     slices = adapt(
         model=model,
