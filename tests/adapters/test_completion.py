@@ -386,6 +386,21 @@ def test_novelty_of_clean_samples_is_spread_evenly_and_of_strange_ones_is_high(
     assert float(completion.novelty_of(strange).mean()) > 0.9
 
 
+@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_novelty_is_the_rank_of_the_distance_that_inference_finds(
+    subset: tuple[str, ...], even: bool
+) -> None:
+    completion = completed_fit(fit_completion(drawn(200), unit=False, latent=LATENT, even=even))
+    given = picked(drawn(20, seed=2), subset)
+    samples = completion._samples(given)
+    distance = infer(completion.model, samples).novelty
+    pattern = sum(1 << m for m, name in enumerate(NAMES) if name in subset)
+    ranks = (completion.novelty[pattern - 1] <= distance[:, None]).sum(1) / 100
+    torch.testing.assert_close(completion.novelty_of(given).double(), ranks.clamp(0, 1).double())
+    assert completion.knows_novelty(subset)
+
+
 def test_novelty_is_0_where_no_clean_sample_had_these_modalities() -> None:
     values = drawn(60)
     masks = {name: torch.ones(60, dtype=torch.bool) for name in NAMES}
@@ -393,6 +408,8 @@ def test_novelty_is_0_where_no_clean_sample_had_these_modalities() -> None:
     completion = completed_fit(fit_completion(values, masks, unit=False, latent=2))
     assert float(completion.novelty_of({"sound": 100 * values["sound"]}).max()) == 0.0
     assert float(completion.novelty_of({"text": 100 * values["text"]}).min()) == 1.0
+    assert not completion.knows_novelty(["sound"])
+    assert completion.knows_novelty({"text"})
 
 
 # -- learning -------------------------------------------------------------------------------------------
