@@ -174,7 +174,7 @@ def adapt(
     answer_before_last_update: bool = True,
     guard: Guard | None = None,
     canaries: CheckCanaries | None = None,
-    begin: Callable[[], AdaptationState] | None = None,
+    attached: Callable[[], Completion | None] = lambda: None,
 ) -> Generator[None, None, Outcome]:
     """Let a stream's state learn from one batch; the paper's online protocol.
 
@@ -186,11 +186,11 @@ def adapt(
 
     With a `guard` the batch is looked at after its first forward, and the guard rules: the batch is learned
     from, or answered without, under this state or an earlier one. `canaries` are checked when they are due.
-    `begin` makes the state that the track began with, for the guard to go back to; None: the method's own.
+    `attached` gives the completion that the track began with, for the guard to go back to.
     """
     batch = _Batch(
         under(tower, state), inputs, side, k, method, batch_id, times, on_answer, answer_before_last_update,
-        begin,
+        attached,
     )  # fmt: skip
     if guard is None or not guard.watches(method):
         return (yield from _learn(batch, state))
@@ -227,7 +227,7 @@ class _Batch:
     times: StageTimes
     on_answer: OnAnswer | None
     answer_before_last_update: bool
-    begin: Callable[[], AdaptationState] | None
+    attached: Callable[[], Completion | None]
 
     def ranked(self, features: Tensor, ranking: Ranking, step: _Step) -> Ranked:
         return Ranked(features, ranking, detached(step.completed), _completion(self.tower))
@@ -441,13 +441,10 @@ def _base(batch: _Batch, state: AdaptationState, ruling: Ruling) -> AdaptationSt
         return state
     if ruling.weights == "good" and ruling.good is not None:
         target = ruling.good
-    elif batch.begin is not None:
-        target = batch.begin()
     else:
         target = batch.method.initial_state(fingerprint=state.fingerprint, parameters=batch.tower.parameters)
         own = remembered(state, MODALITIES)
-        if own is not None and not own.batches:  # it was given, not learned
-            remember(target, own)
+        remember(target, own if own is not None and not own.batches else batch.attached())
     return replace(target, version=state.version, applied_batches=state.applied_batches)
 
 

@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -175,6 +176,7 @@ class StreamStore:
         if track is None:
             self._refuse_another_label_set(stream, key.gallery)
             track = self._new_track(stream, key.gallery, key.direction)
+        track.attached = partial(self._attached_by_name, stream.name, track.name)
         stream.last_seen = time.time()
         stream.dirty = True
         return track
@@ -203,6 +205,11 @@ class StreamStore:
             why = f"{error}; new tracks are completed by what their gallery or classifier has"
             stream.uncalibrated = {**stream.uncalibrated, track.task: why}
             return None
+
+    def _attached_by_name(self, stream: str, track: str) -> Completion | None:
+        """By names, so that a track does not hold what holds it, and is gone at once when it leaves memory."""
+        held = self._held.get(stream)
+        return self._attached(held, held.tracks[track]) if held is not None and track in held.tracks else None
 
     def _refuse_another_label_set(self, stream: Stream, gallery: str) -> None:
         known = stream.label_sets

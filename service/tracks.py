@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -123,6 +123,8 @@ class Track:
     drift: dict[str, float] | None = None
     losses: dict[str, float] | None = None
     guard: Guard = field(default_factory=lambda: Guard(GuardSettings()))
+    attached: Callable[[], Completion | None] = lambda: None
+    """What the stream's calibration completes its queries by, before anything is learned."""
 
     @property
     def name(self) -> str:

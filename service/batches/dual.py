@@ -62,6 +62,7 @@ class DualQueries:
                 answer_before_last_update=answer_before_last_update,
                 guard=track.guard,
                 canaries=self.canaries(under(self.tower, track.state)),
+                attached=track.attached,
             )
         )
 

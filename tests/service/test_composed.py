@@ -35,7 +35,7 @@ def queries(kind: str, count: int = 6) -> list[Query]:
 
 def alone(encoder: ToyEncoder, asked: list[Query]) -> dict[str, Tensor]:
     """What each tower makes of what the queries have."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for modality in MODALITIES:
         values: list[Any] = [query.pixels if modality == "image" else query.text for query in asked]
         if values[0] is not None:
