@@ -251,7 +251,7 @@ def test_degenerate_batches_leave_a_finite_state(kind: str, lacks: str) -> None:
 
 
 def survives(patterns: list[str]) -> AdaptationState:
-    tower, method = completing_tower(), CalMRL()
+    tower, method = completing_tower(), CalMRL(CalMRLSettings(steps=1))
     state = start(method, tower)
     for number, lacks in enumerate(patterns):
         result = adapt_one(method, state, batch(number), tower, lacks=lacks, name=f"batch {number}")
