@@ -91,7 +91,11 @@ class ToyClassifier:
             **norm,
             "head.weight": torch.randn(len(labels), self.width, generator=generator),
         }
-        self.groups = {"norms": tuple(norm), "early_norms": tuple(norm), "joint_attention": ()}
+        self.groups: Mapping[str, tuple[str, ...]] = {
+            "norms": tuple(norm),
+            "early_norms": tuple(norm),
+            "joint_attention": (),
+        }
         self.calibration: Calibration | None = None
 
     def prepare(self, fbanks: Sequence[np.ndarray] | None, pictures: Sequence[np.ndarray] | None) -> AVInputs:

@@ -21,6 +21,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from attune import AsyncClient, AttuneError, Client
+from service.client.types import Part
 from service.errors import QueueFull
 from service.http.app import create_app
 from service.settings import Settings
@@ -78,6 +79,7 @@ def test_sample_of_files_is_answered_with_typed_labels(
     (classified,) = answer.results
     assert (classified.label, classified.labels[1].probability, classified.missing) == ("bell", 0.25, ())
     assert (answer.model, answer.stream, answer.adaptation.method) == ("fake-av", "s", "brimpr")
+    assert (classified.completed_by, classified.completeness) == ("", None)
     assert answer.timings_ms["total"] == 1.0
     (asked,) = engine.classified
     assert (asked.top, asked.stream, asked.samples[0].kind) == (2, "s", "audio+video")
@@ -93,6 +95,10 @@ def test_samples_of_every_form_are_understood(client: Client, engine: FakeEngine
     ]
     answer = client.classify(iter(samples))
     assert [each.missing for each in answer.results] == [("video",), ("video",), (), ("audio",)]
+    assert [each.completed_by for each in answer.results] == ["imputation", "imputation", "", "imputation"]
+    known = answer.results[3].completeness
+    assert known is not None
+    assert (known.parts["audio"], known.novelty) == (Part(observed=False, confidence=0.4), 0.75)
     assert [each.id for each in answer.results] == ["0", None, None, None]
     client.classify(samples[0])
     mixed = client.classify([{"text": "a"}, {"image": png()}], labels=("x", "y"), template="a {}")

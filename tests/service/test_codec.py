@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -17,10 +18,12 @@ from service.messages import (
     Adaptation,
     ClassifyJob,
     ClassifyJobAnswer,
+    Completeness,
     ControlJob,
     JobAnswer,
     LabelScore,
     NewItem,
+    Part,
     Query,
     RankedHit,
     RetrieveJob,
@@ -129,7 +132,10 @@ def test_labels_travel_with_their_template() -> None:
 def test_a_classified_sample_comes_back_as_it_was() -> None:
     adaptation = Adaptation("tent", "sync", "audio+video->label", 3, "applied", "", 1)
     sample = SampleAnswer((LabelScore("dog", 1, 0.75),), 0.5, ("video",))
-    answer = ClassifyJobAnswer((sample,), adaptation, Timings(1.0))
+    parts = {"audio": Part(True, 1.0), "video": Part(False, 0.25)}
+    completed = replace(sample, completed_by="imputation", completeness=Completeness(parts, 0.5))
+    unknown = replace(sample, completed_by="model", completeness=Completeness(parts))
+    answer = ClassifyJobAnswer((sample, completed, unknown), adaptation, Timings(1.0))
     assert unpack_reply(pack_reply(answer)) == answer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from encoders.audio import AudioSpec
@@ -355,7 +356,12 @@ def _sample_answer(
     order = [first, *(i for i in range(len(labels)) if i != first)]
     scores = [LabelScore(labels[i], i, 0.5 / 2**place) for place, i in enumerate(order)]
     missing = () if request.labels else sample.missing
-    return SampleAnswer(tuple(scores[: request.top]), 0.25, missing)
+    answer = SampleAnswer(tuple(scores[: request.top]), 0.25, missing)
+    if not missing:
+        return answer
+    parts = {name: Part(True, 1.0) for name in ("audio", "video") if name not in missing}
+    parts |= {name: Part(False, 0.4) for name in (*missing, "fused")}
+    return replace(answer, completed_by="imputation", completeness=Completeness(parts, 0.75))
 
 
 def _classify_parts(request: ClassifyRequest) -> tuple[AdaptationPart, ...]:

@@ -63,6 +63,17 @@ async def test_sample_is_answered_with_labels_and_what_was_done(http: httpx.Asyn
     }
 
 
+async def test_sample_that_was_completed_says_how_and_from_what(http: httpx.AsyncClient) -> None:
+    response = await post(http, {"audio": SOUND})
+    (result,) = response.json()["results"]
+    assert (result["missing"], result["completed_by"], result["novelty"]) == (["video"], "imputation", 0.75)
+    assert result["parts"] == {
+        "audio": {"observed": True, "confidence": 1.0},
+        "video": {"observed": False, "confidence": 0.4},
+        "fused": {"observed": False, "confidence": 0.4},
+    }
+
+
 async def test_options_reach_the_engine(http: httpx.AsyncClient, engine: FakeEngine) -> None:
     options = {"stream": "Door-2", "top": 2, "adapt": "sync", "deadline_ms": 50}
     response = await post(http, [{"audio": SOUND}, {"image": PICTURE}], **options)

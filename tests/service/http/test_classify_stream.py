@@ -54,6 +54,8 @@ async def test_answers_flow_while_samples_still_arrive(app: FastAPI) -> None:
         client.send(PICTURE | {"id": "a"})
         first = await client.line()
         assert (first["index"], first["id"], first["missing"]) == (0, "a", ["audio"])
+        assert (first["completed_by"], first["novelty"]) == ("imputation", 0.75)
+        assert first["parts"]["fused"] == {"observed": False, "confidence": 0.4}
         assert first["labels"][0] == {"label": "bell", "probability": 0.5}
         assert first["adaptation"]["direction"] == "audio+video->label"
         assert set(first["timings_ms"]) == {"wait", "encode", "search", "adapt", "total"}
