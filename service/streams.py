@@ -207,7 +207,7 @@ class StreamStore:
             return None
 
     def _attached_by_name(self, stream: str, track: str) -> Completion | None:
-        """By names, so that a track does not hold what holds it, and is gone at once when it leaves memory."""
+        """By names: a track that holds what holds it would not be gone at once when it leaves memory."""
         held = self._held.get(stream)
         return self._attached(held, held.tracks[track]) if held is not None and track in held.tracks else None
 
