@@ -7,19 +7,22 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from adapters.calibration import load_calibration
+from adapters.calibration import Calibration, load_calibration, load_encoder_calibration
 from encoders.cav_mae import load_cav_mae, save_cav_mae
+from encoders.load import load_encoder
 from service.cli import app
+from service.cli.calibrate_encoder import pairs_of
 from service.http.app import create_app
 from service.settings import Settings
 from tests.encoders.av import CONFIG, lively_weights
+from tests.encoders.models import save
 from tests.service.http.fake_engine import FakeEngine
 from tests.service.http.pictures import encoded, png
 from tests.service.http.sounds import tone, wav
@@ -201,6 +204,7 @@ class TestCalibrate:
     def test_fewer_samples_than_asked_are_told(self, model: Path, data: Path) -> None:
         _, warned = self.run(model, data, model / "c.safetensors")
         assert "only 6 complete samples" in warned
+        assert "a completion needs 10 complete samples at least, there are 6: none is made" in warned
 
     @pytest.mark.parametrize(
         ("broken", "words"),
@@ -222,3 +226,184 @@ class TestCalibrate:
         (data / "2.wav").write_bytes(b"hello")
         _, told = self.run(model, data, tmp_path / "c.safetensors", code=2)
         assert "2.wav" in told
+
+
+class TestCalibrateCompletion:
+    """Sixteen complete samples of two labels, and two that lack something."""
+
+    @pytest.fixture
+    def model(self, tmp_path: Path) -> Path:
+        save_cav_mae(CONFIG, lively_weights(CONFIG), tmp_path / "model")
+        return tmp_path / "model"
+
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "data"
+        folder.mkdir()
+        lines = ["audio\timage\tlabel"]
+        for i in range(16):
+            (folder / f"{i}.wav").write_bytes(wav(tone(0.3, amplitude=0.1 + i / 20)))
+            (folder / f"{i}.png").write_bytes(png(20 + i, 20, "blue" if i % 2 else "red"))
+            lines.append(f"{i}.wav\t{i}.png\t{CONFIG.labels[i % 2]}")
+        lines += ["0.wav\t\tlabel", "\t1.png\tlabel"]
+        (folder / "labels.tsv").write_text("\n".join(lines))
+        return folder
+
+    def run(self, model: Path, data: Path, *further: str, code: int = 0) -> tuple[str, str]:
+        out = model / "calibration.safetensors"
+        where = ["--model", str(model), "--data", str(data), "--out", str(out), "--device", "cpu"]
+        return attune("calibrate", *where, "--fisher-samples", "0", *further, code=code)
+
+    def calibration(self, model: Path) -> Calibration:
+        return load_calibration(model / "calibration.safetensors", load_cav_mae(model, device="cpu"))
+
+    def test_completion_is_fitted_and_compared_with_the_models_own_path(
+        self, model: Path, data: Path
+    ) -> None:
+        told, warned = self.run(model, data, "--latent", "3")
+        made = self.calibration(model)
+        assert made.completion is not None
+        assert made.completion.modalities == ("audio", "video", "fused")
+        assert made.completion.about["complete_samples"] == 13  # a fifth of 16 is held out
+        assert made.completion.about["samples"] == 15
+        assert {"audio", "fused"} <= set(made.completion.about["relative_error"])
+        assert {hidden: counts["samples"] for hidden, counts in made.about["missing"].items()} == {
+            "audio": 3,
+            "video": 3,
+        }
+        assert "latent 3, fitted to 13 complete samples and 2 incomplete ones" in told
+        assert "relative error of what is imputed (1.00: no better than the mean): audio" in told
+        assert re.search(r"without audio: the model's own path is right \d+\.\d%, imputation", told)
+        assert "features" in warned
+
+    def test_latent_is_chosen_where_none_is_given(self, model: Path, data: Path) -> None:
+        self.run(model, data)
+        made = self.calibration(model)
+        assert made.completion is not None
+        assert made.completion.model.latent >= 1
+
+    def test_fewer_samples_may_be_asked_for(self, model: Path, data: Path) -> None:
+        self.run(model, data, "--latent", "2", "--latent-samples", "12")
+        made = self.calibration(model)
+        assert made.completion is not None
+        assert made.completion.about["complete_samples"] == 10
+
+    def test_latent_of_zero_makes_none(self, model: Path, data: Path) -> None:
+        told, _ = self.run(model, data, "--latent", "0")
+        assert self.calibration(model).holds == {"statistics"}
+        assert "completion" not in told
+
+    def test_labels_that_are_not_the_models_compare_nothing(self, model: Path, data: Path) -> None:
+        text = (data / "labels.tsv").read_text()
+        for label in CONFIG.labels[:2]:
+            text = text.replace(f"\t{label}\n", "\tstrange\n")
+        (data / "labels.tsv").write_text(text)
+        told, warned = self.run(model, data, "--latent", "2")
+        made = self.calibration(model)
+        assert made.completion is not None
+        assert "missing" not in made.about
+        assert "own path is not compared" in warned
+        assert "without" not in told
+
+    @pytest.mark.parametrize(
+        ("latent", "words"),
+        [("best", "--latent is auto, 0 or a number"), ("-1", "--latent"), ("1025", "up to 1024"),
+         ("500", "larger than the model's width"), ("²", "--latent is auto")],
+    )  # fmt: skip
+    def test_latent_that_cannot_be_is_refused_before_anything_is_read(
+        self, model: Path, data: Path, latent: str, words: str
+    ) -> None:
+        _, told = self.run(model, data, "--latent", latent, code=2)
+        assert words in told
+        assert not (model / "calibration.safetensors").exists()
+
+    def test_a_number_asks_for_a_completion_so_too_few_samples_are_an_error(
+        self, model: Path, data: Path
+    ) -> None:
+        _, told = self.run(model, data, "--latent", "2", "--latent-samples", "9", code=2)
+        assert "needs 10 complete samples at least, there are 9" in told
+        assert not (model / "calibration.safetensors").exists()
+
+    def test_one_model_is_named_not_two_and_not_none(self, model: Path, data: Path) -> None:
+        for further in (["--encoder", "demo", "--model", str(model)], []):
+            out = ["--data", str(data), "--out", str(model / "c.safetensors")]
+            _, told = attune("calibrate", *out, *further, code=2)
+            assert "give one of --model and --encoder" in told
+
+
+class TestCalibrateEncoder:
+    @pytest.fixture
+    def encoder(self, tmp_path: Path) -> Path:
+        return save("clip", tmp_path / "encoder")
+
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> Path:
+        """Twelve pictures, the first with two captions; one without a caption."""
+        folder = tmp_path / "data"
+        folder.mkdir()
+        lines = ["file\tcaption", "0.png\ta first caption"]
+        for i in range(12):
+            (folder / f"{i}.png").write_bytes(png(20 + i, 20, "blue" if i % 2 else "red"))
+            lines.append(f"{i}.png\tcaption number {i} {'blue' if i % 2 else 'red'}")
+        (folder / "captions.tsv").write_text("\n".join(lines))
+        (folder / "alone.png").write_bytes(png(9, 9, "green"))
+        return folder
+
+    def run(self, encoder: Path, data: Path, *further: str, code: int = 0) -> tuple[str, str]:
+        out = encoder / "calibration.safetensors"
+        where = ["--encoder", str(encoder), "--data", str(data), "--out", str(out), "--device", "cpu"]
+        return attune("calibrate", *where, *further, code=code)
+
+    def test_pictures_and_texts_are_fitted_and_tied_to_the_encoder(self, encoder: Path, data: Path) -> None:
+        told, _ = self.run(encoder, data, "--latent", "3")
+        loaded = load_encoder(str(encoder), device="cpu")
+        made = load_encoder_calibration(
+            encoder / "calibration.safetensors", fingerprint=loaded.fingerprint, dimension=loaded.dimension
+        )
+        completion = made.completion
+        assert completion is not None
+        assert (completion.modalities, completion.unit) == (("image", "text"), True)
+        assert (completion.about["samples"], completion.about["complete_samples"]) == (14, 13)
+        assert made.about == {"data": "data", "seed": 0, "pairs": 13}
+        assert "a completion of pictures and texts" in told
+        assert "fitted to 13 complete samples and 1 incomplete ones" in told
+        assert "relative error of what is imputed" in told
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda data: (data / "captions.tsv").unlink(), "0 items with picture and text; 8 are needed"),
+            (lambda data: (data / "3.png").write_bytes(b"no picture"), "3.png"),
+            (lambda data: [file.unlink() for file in data.iterdir()], "holds no items"),
+        ],
+    )
+    def test_data_that_teach_nothing_are_named(
+        self, encoder: Path, data: Path, change: Callable[[Path], object], words: str
+    ) -> None:
+        change(data)
+        _, told = self.run(encoder, data, code=2)
+        assert words in told
+        assert not (encoder / "calibration.safetensors").exists()
+
+    def test_nothing_but_a_completion_can_be_measured_of_it(self, encoder: Path, data: Path) -> None:
+        _, told = self.run(encoder, data, "--latent", "0", code=2)
+        assert "nothing to measure but a completion" in told
+        _, told = self.run(encoder, data, "--latent", "1000", code=2)
+        assert "larger than the encoder's" in told
+
+    def test_items_of_a_table_pair_as_they_are(self, tmp_path: Path) -> None:
+        items = [
+            {"id": "a", "image": tmp_path, "text": "x", "payload": {"captions": ["x", "y"]}},
+            {"id": "b", "text": "only"},
+            {"id": "c", "image": tmp_path, "payload": {"captions": [1]}},
+            {"id": "d", "embeddings": {"image": [1.0]}},
+        ]
+        pairs = pairs_of(items)
+        assert [(pair.image is not None, pair.text) for pair in pairs] == [
+            (True, "x"),
+            (True, "y"),
+            (False, "only"),
+            (True, None),
+        ]
+        with pytest.raises(ValueError, match="'e': the picture has to be a file"):
+            pairs_of([{"id": "e", "image": "data:image/png;base64,AAAA"}])
