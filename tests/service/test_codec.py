@@ -12,10 +12,20 @@ import numpy as np
 import pytest
 
 from index.base import GalleryNotFound
-from service.codec import BadMessage, RemoteFailure, pack_job, pack_reply, unpack_job, unpack_reply
+from service.codec import (
+    BadMessage,
+    RemoteFailure,
+    pack_canaries,
+    pack_job,
+    pack_reply,
+    unpack_canaries,
+    unpack_job,
+    unpack_reply,
+)
 from service.errors import BadRequest, QueueFull
 from service.messages import (
     Adaptation,
+    Canary,
     ClassifyJob,
     ClassifyJobAnswer,
     Completeness,
@@ -68,6 +78,39 @@ def test_texts_and_embeddings_come_back() -> None:
     back = sent(RetrieveJob(KEY, "off", (Query(embedding=vector),), 1))
     assert isinstance(back, RetrieveJob)
     np.testing.assert_array_equal(back.queries[0].embedding, vector)
+
+
+def test_composed_queries_of_an_anchor_track_come_back() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    key = TrackKey("shop", "demo", "image+text", "anchor")
+    back = sent(RetrieveJob(key, "async", (Query(text="in blue", pixels=pixels),), 1))
+    assert isinstance(back, RetrieveJob)
+    assert (back.key, back.kind, back.queries[0].text) == (key, "image+text", "in blue")
+    np.testing.assert_array_equal(back.queries[0].pixels, pixels)
+    back = sent(RetrieveJob(key, "async", (Query(text="in blue"),), 1))
+    assert isinstance(back, RetrieveJob)
+    assert (back.key, back.kind) == (key, "text")
+
+
+def test_composed_canaries_come_back() -> None:
+    pixels = np.zeros((3, 8, 8), np.uint8)
+    canaries = (Canary(Query(text="in blue", pixels=pixels), "a"),)
+    (found,) = unpack_canaries(pack_canaries(canaries))
+    assert (found.query.kind, found.query.text, found.answer) == ("image+text", "in blue", "a")
+    np.testing.assert_array_equal(found.query.pixels, pixels)
+
+
+def test_what_was_observed_and_imputed_comes_back() -> None:
+    parts = {"image": Part(False, 0.74), "text": Part(True, 1.0)}
+    answer = JobAnswer(
+        ((RankedHit("a", 0.5, {}, parts), RankedHit("b", 0.25, {})),),
+        Adaptation("calmrl", "sync", "image+text->anchor", 3, "applying", "", 1),
+        Timings(1, 2, 3, 4, 10),
+        (Completeness(parts, 0.43),),
+    )
+    assert unpack_reply(pack_reply(answer)) == answer
+    unknown = replace(answer, completeness=(Completeness(parts),))
+    assert unpack_reply(pack_reply(unknown)) == unknown
 
 
 def test_gallery_items_and_files_come_back() -> None:
