@@ -10,8 +10,8 @@ Imputing and aligning are two steps: what was imputed is constant for the gradie
 learning, by online EM, from the batches that have everything; what was imputed never teaches it.
 
 Of one modality observed and one imputed, as texts are, the singular values are so far apart that L_align is
-next to nothing at the published tau1; what helps under shift is L_instance. With a larger tau1 L_align is
-felt, and helped now and then and harmed as often.
+next to nothing at the published tau1; what helps under shift is L_instance. A larger tau1 makes L_align felt,
+and by itself it harms: embeddings crowd towards what was imputed from them.
 
 Ours: a batch of one learns by L_align alone, because L_instance needs another sample. A batch smaller than
 `FULL_BATCH` moves the completion by its share of one. The rate is constant by default, because streams drift,

@@ -165,30 +165,28 @@ def _check_completion(state: AdaptationState, modalities: Sequence[str], size: i
         return
     if len(numbers) < 2 or state.numbers["latent.unit"] != float(unit):
         raise StateMismatch("the state's completion lacks its numbers, or is another kind of model's")
+    for name in modalities:  # before anything is computed of them: sizes decide what that costs
+        weight = tensors.get(f"latent/{name}/weight")
+        if weight is None or weight.ndim != 2 or len(weight) != size:
+            raise StateMismatch(f"the state's completion is not of the model's {size} features of {name}")
+        directions = tensors.get(f"latent/{name}/spread.directions", weight[:, :0])
+        if weight.shape[1] > size * len(modalities) or directions.shape[-1] > size:
+            raise StateMismatch("the state's completion has a latent larger than what it is of")
     try:
         completion = completion_of_tensors(tensors, modalities=modalities, unit=unit)
     except BadCompletion as error:
         raise StateMismatch(f"the state's completion cannot be used: {error}") from error
-    if any(found != size for found in completion.sizes):
-        found = ", ".join(map(str, completion.sizes))
-        raise StateMismatch(f"the state's completion is of {found} features, the model has {size}")
-    directions = [spread.directions.shape[1] for spread in completion.spreads or ()]
-    if completion.model.latent > size * len(modalities) or any(count > size for count in directions):
-        raise StateMismatch("the state's completion has a latent larger than what it is of")
     if not _completes(completion):
         raise StateMismatch("the state's completion makes no numbers")
 
 
 def _completes(completion: Completion) -> bool:
     """Whether each modality alone leads to finite values of the others."""
-    try:
-        for name, size in zip(completion.modalities, completion.sizes, strict=True):
-            given = {name: torch.zeros(1, size, dtype=torch.float64, device=completion.novelty.device)}
-            made = completion.complete(given).embeddings.values()
-            if not all(bool(torch.isfinite(part).all()) for part in made):
-                return False
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        return False
+    for name, size in zip(completion.modalities, completion.sizes, strict=True):
+        given = {name: torch.zeros(1, size, dtype=torch.float64, device=completion.novelty.device)}
+        made = completion.complete(given).embeddings.values()
+        if not all(bool(torch.isfinite(part).all()) for part in made):
+            return False
     return True
 
 
