@@ -83,6 +83,9 @@ _NEEDS_DATA = ("flickr8k", "flickr8k-views", "digits")
 _TRAINING_SEED = 1000
 """Added to the seed for training samples, so that they do not lose what the test samples lose."""
 
+_SERVED_CLASSIFIER = "published"
+"""How the service completes classifiers' parts (adapters.two_stream_completion.fit_parts)."""
+
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]
 
@@ -319,10 +322,11 @@ def _head(measured: ClassifierSet, fused: Tensor) -> Tensor:
 
 def chosen_paths(measured: ClassifierSet, fits: Fits) -> dict[str, str]:
     """`auto`: by the modality that is there alone, the path that is right more often on held-out samples."""
-    if "attune" not in fits.imputers:
+    if _SERVED_CLASSIFIER not in fits.imputers:
         return {"audio": "model", "video": "model"}
     held = measured.held_out
-    paths = path_logits(measured, held, {"attune": fits.imputers["attune"]})
+    served = {_SERVED_CLASSIFIER: fits.imputers[_SERVED_CLASSIFIER]}
+    paths = path_logits(measured, held, served)
     return {
         alone: max(paths, key=lambda path: int((paths[path][alone].argmax(1) == held.labels).sum()))
         for alone in ("audio", "video")
@@ -336,7 +340,8 @@ def classification_rows(
     names = list(measured.test)
     audio, video = (observed[:, names.index(name)] for name in ("audio", "video"))
     incomplete = ~(audio & video)
-    novelty = _novelty(measured, fits, audio) if "attune" in fits.completions else None
+    served = fits.completions.get(_SERVED_CLASSIFIER)
+    novelty = None if served is None else _novelty(measured, served, audio)
     rows = []
     for method, path in paths.items():
         logits = torch.where(audio[:, None], path["audio"], path["video"])
@@ -351,9 +356,8 @@ def classification_rows(
     return rows
 
 
-def _novelty(measured: ClassifierSet, fits: Fits, audio: Tensor) -> Tensor:
+def _novelty(measured: ClassifierSet, completion: Completion, audio: Tensor) -> Tensor:
     """[n] of samples that have only sound, where `audio`, or else only a picture."""
-    completion = fits.completions["attune"]
     alone = {name: completion.novelty_of({name: measured.test[name]}) for name in ("audio", "video")}
     return torch.where(audio, alone["audio"], alone["video"])
 

@@ -45,8 +45,8 @@ _NAMES = {
     "mean": "mean imputed",
     "ridge": "regression",
     "published": "CalMRL as published",
-    "attune": "Attune",
-    "auto": "Attune, `auto`",
+    "attune": "Attune, evened spreads",
+    "auto": "what `auto` chooses",
 }
 _COLOURS = {
     "observed": "tab:grey",
