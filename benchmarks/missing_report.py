@@ -365,7 +365,11 @@ def _finish(figure: Any, axes: Any, path: Path, title: str) -> None:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     figure.legend(
-        found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 5), fontsize=8
+        found.values(),
+        found.keys(),
+        loc="outside lower center",
+        ncols=max(1, 2 * axes.shape[1] - 1),
+        fontsize=8,
     )
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=110)
@@ -382,7 +386,7 @@ def _plot_imputation(documents: Sequence[Document], path: Path) -> None:
                     average(rows, of("error"), fit=fit, hidden=ALL, method=method, rate=rate)
                     for rate in rates
                 ]
-                label = _plain(method) + (", fitted to complete samples" if fit == "complete" else "")
+                label = "dotted: fitted to complete samples" if fit == "complete" else _plain(method)
                 if method != "mean" or fit == "incomplete":
                     _line(panel, method, rates, values, linestyle=style, label=label)
         panel.set_title(document["set"], fontsize=10)
@@ -467,14 +471,22 @@ def _plot_classification(documents: Sequence[Document], path: Path) -> None:
             for method in distinct(rows, "method", _METHODS):
                 if method == "mean":
                     continue  # it names one class for every incomplete sample, and would squeeze the others
-                wanted = {"fit": "complete", "hidden": hidden, "method": method}
-                values = [average(rows, of("accuracy"), **wanted, rate=rate) for rate in rates]
-                _line(panel, method, rates, values)
-            panel.set_title(f"{document['set']}: {hidden} hidden", fontsize=9)
-        row[0].set_ylabel("accuracy, percent")
+                _line(panel, method, rates, _above_model(rows, hidden, method, rates))
+            panel.set_title(f"{document['set']}: {'both' if hidden == ALL else hidden} hidden", fontsize=9)
+        row[0].set_ylabel("points above the model's own path", fontsize=9)
     for panel in axes[-1]:
         panel.set_xlabel("missing rate")
     _finish(figure, axes, path, "Classification of samples that lack sound or picture")
+
+
+def _above_model(rows: Sequence[Row], hidden: str, method: str, rates: Sequence[float]) -> list[float | None]:
+    """Accuracy less that of the model's own path, in points."""
+    found: list[float | None] = []
+    for rate in rates:
+        wanted = {"fit": "complete", "hidden": hidden, "rate": rate}
+        one, other = (average(rows, of("accuracy"), method=name, **wanted) for name in (method, "model"))
+        found.append(None if one is None or other is None else one - other)
+    return found
 
 
 # -- command line ----------------------------------------------------------------------------------------
