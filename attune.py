@@ -8,8 +8,10 @@ from service.client import (
     Classified,
     ClassifyAnswer,
     Client,
+    Completeness,
     Hit,
     Label,
+    Part,
     StreamedAnswer,
 )
 from service.version import VERSION
@@ -22,8 +24,10 @@ __all__ = [
     "Classified",
     "ClassifyAnswer",
     "Client",
+    "Completeness",
     "Hit",
     "Label",
+    "Part",
     "StreamedAnswer",
     "__version__",
 ]

@@ -167,6 +167,15 @@ def test_gallery_is_filled_from_a_folder_with_captions(
     assert stored["sub/b.PNG"].payload == {"file": "sub/b.PNG"}
 
 
+def test_a_gallery_is_created_with_a_calibration(cli: Attune, engine: FakeEngine) -> None:
+    card = cli.json("gallery", "create", "shop", "--calibration", "encoder")
+    assert card["calibration"] == "encoder"
+    assert re.search(r"shop +0 +\{\S+ 0\} +encoder +ready", cli("gallery", "list"))
+    cli("gallery", "create", "other", "--calibration", "none", code=1)
+    assert "unknown_calibration" in cli.stderr
+    assert "other" not in engine.galleries
+
+
 def test_several_captions_of_a_file_make_one_item_and_a_header_is_no_item(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     (tmp_path / "captions.tsv").write_text("file\tcaption\na.png\ta red scene\na.png\tsomething red\n")
@@ -216,7 +225,7 @@ def test_source_that_cannot_be_read_is_refused_with_its_line(
 def test_galleries_are_listed_and_deleted_after_a_question(cli: Attune, engine: FakeEngine) -> None:
     assert re.search(r'demo +5 +\{"text": 5\} +- +ready', cli("gallery", "list"))
     assert cli.json("gallery", "list")[0]["name"] == "demo"
-    assert "items    5" in cli("gallery", "show", "demo")
+    assert "items        5" in cli("gallery", "show", "demo")
     cli("gallery", "delete", "demo", input="n\n", code=1)
     assert "demo" in engine.galleries
     cli("gallery", "delete", "demo", "--yes")

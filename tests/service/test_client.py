@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import json
 import subprocess
 import sys
 import tomllib
@@ -15,7 +16,7 @@ from PIL import Image
 from structlog.testing import capture_logs
 
 import attune
-from attune import AsyncClient, AttuneError, Client
+from attune import AsyncClient, AttuneError, Client, Completeness, Part
 from service.client import calls
 from service.client.transport import Retries
 from service.errors import NotReady, QueueFull
@@ -76,6 +77,46 @@ async def test_queries_of_every_form_are_understood(
     assert kinds(engine.requests[-1].queries) == ["embedding"]
     await client.retrieve(text=["a", "b"], image=str(path), embedding=[[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
     assert kinds(engine.requests[-1].queries) == ["text", "text", "image", "embedding", "embedding"]
+
+
+@pytest.mark.anyio
+async def test_text_and_picture_together_are_one_query_with_typed_parts(
+    client: AsyncClient, engine: FakeEngine, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    engine.completed = True
+    both = {"text": "the same in blue", "image": tmp_path / "a.png"}
+    answer = await client.retrieve([both, "words", [1.0, 0, 0, 0]], target="anchor")
+    assert kinds(engine.requests[-1].queries) == ["image+text", "text", "embedding"]
+    assert engine.requests[-1].target == "anchor"
+    of_both, of_text, of_embedding = answer.completeness
+    assert of_both == Completeness({"image": Part(True, 1.0), "text": Part(True, 1.0)}, 0.25)
+    assert of_text is not None
+    assert of_text.parts["image"] == Part(False, 0.4)
+    assert of_embedding is None
+    assert answer.hits[0].parts == {"image": Part(False, 0.5), "text": Part(True, 1.0)}
+    await client.retrieve(both)
+    assert kinds(engine.requests[-1].queries) == ["image+text"]
+
+
+@pytest.mark.anyio
+async def test_answers_without_anchors_have_no_parts(client: AsyncClient) -> None:
+    answer = await client.retrieve("words")
+    assert answer.completeness == ()
+    assert answer.hits[0].parts is None
+
+
+def test_a_gallery_is_created_with_a_calibration() -> None:
+    sent: list[Any] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        return httpx.Response(201, json={"name": "shop"})
+
+    with blocking(handler) as client:
+        client.create_gallery("shop", calibration="encoder")
+        client.create_gallery("shop", index={"kind": "flat"})
+    assert sent == [{"name": "shop", "calibration": "encoder"}, {"name": "shop", "index": {"kind": "flat"}}]
 
 
 @pytest.mark.anyio

@@ -76,6 +76,7 @@ class FakeEngine:
         self.canaries: dict[str, list[Canary]] = {}
         self.snapshots: dict[tuple[str, str], bytes] = {}
         self.calibrations: dict[str, bytes] = {"encoder": b"of the encoder"}
+        self.calibrated: dict[str, str] = {}
 
     def _maybe_fail(self) -> None:
         if self.failures:
@@ -147,7 +148,13 @@ class FakeEngine:
     async def describe_gallery(self, name: str) -> dict[str, Any]:
         self._maybe_fail()
         count = len(self._gallery(name))
-        return {"name": name, "items": count, "targets": {"text": count}, "status": "ready"}
+        return {
+            "name": name,
+            "items": count,
+            "targets": {"text": count},
+            "calibration": self.calibrated.get(name),
+            "status": "ready",
+        }
 
     async def create_gallery(
         self, name: str, index: Mapping[str, Any] | None, calibration: str | None = None
@@ -155,6 +162,7 @@ class FakeEngine:
         self._maybe_fail()
         if calibration is not None:
             await self.describe_calibration(calibration)
+            self.calibrated[name] = calibration
         if name in self.galleries:
             raise GalleryExists(f"there is a gallery {name!r} already")
         self.galleries[name] = {}
@@ -270,7 +278,7 @@ class FakeEngine:
             await self.describe_calibration(calibration)
         if task == "classify":
             card = self.streams.setdefault(
-                name, {"name": name, "method": "tcr", "version": 0, "pinned": False}
+                name, {"name": name, "method": "tcr", "version": 0, "pinned": False, "calibrations": {}}
             )
             card["classify"] = {"method": method, "settings": dict(settings or {})}
             return card | {"reset": False, "tracks": []}
