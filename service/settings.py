@@ -80,7 +80,8 @@ class Settings(BaseSettings):
         "info", description="Least severity of the log lines (JSON, on stderr)."
     )
     data_folder: Path = Field(
-        Path("attune-data"), description="Folder for galleries, stream states and snapshots; made if missing."
+        Path("attune-data"),
+        description="Folder for galleries, calibrations, stream states and snapshots; made if missing.",
     )
     admin_key: SecretStr | None = Field(
         None,

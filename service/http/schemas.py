@@ -367,6 +367,8 @@ class StreamShown(Shown):
     name: str
     pinned: bool
     method: str
+    calibrations: dict[str, dict[str, str]]
+    """What completes its queries, by task: name, digest, and a warning where new tracks go without."""
     version: int
     """Applied batches over all tracks since the source state."""
 

@@ -116,6 +116,20 @@ async def test_queries_are_answered_while_a_calibration_is_fitted(engine: Engine
     assert answered > 1
 
 
+async def test_a_fit_that_was_begun_is_finished_though_its_client_has_left(engine: Engine) -> None:
+    fit = asyncio.ensure_future(engine.fit_calibration("made", "things"))
+    while engine.describe_models()["worker"]["adapting"] != "sync":
+        assert not fit.done()
+        await asyncio.sleep(0)
+    fit.cancel()
+    for _ in range(500):
+        if [card["name"] for card in await engine.list_calibrations()] == ["first", "made"]:
+            break
+        await asyncio.sleep(0.01)
+    else:
+        raise AssertionError("it was not finished")
+
+
 async def test_a_calibration_in_use_is_not_deleted(engine: Engine) -> None:
     with pytest.raises(Conflict) as refused:
         await engine.delete_calibration("first")
