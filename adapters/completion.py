@@ -225,7 +225,7 @@ class Completion:
             pulls = pulls + offset @ weight
         distance = apart - pulls.square().sum(1)
         rank = (scale.levels <= distance.nan_to_num(nan=torch.inf)[:, None]).sum(1)
-        return (rank / (len(scale.levels) - 1)).clamp(0, 1) * scale.known
+        return (rank.double() / (len(scale.levels) - 1)).clamp(0, 1) * scale.known
 
     def knows_novelty(self, observed: Collection[str]) -> bool:
         """Whether clean samples with these modalities are known. Raises NothingObserved."""
