@@ -15,7 +15,7 @@ from torch import Tensor
 from adapters.base import StepReport
 from adapters.calibration import PARTS, Calibration
 from adapters.classification import Answer, CalibrationMissing, ClassifyMethod, TwoStream
-from adapters.completion import Completion, remembered
+from adapters.completion import Completion, hand_on, remembered
 from adapters.losses import softmax_entropy
 from adapters.state import AdaptationState
 from adapters.two_stream_completion import CompletedTwoStream
@@ -122,6 +122,7 @@ def adapt(
             on_answer(EarlyAnswer(logits, "skipped", refusal, state.version))
         return Outcome("skipped", refusal, None)
     working = state.clone()
+    hand_on(state, working, PARTS)
     for value in working.parameters.values():
         value.requires_grad_(True)
     slices = method.adapt(model, working, inputs)
