@@ -246,11 +246,12 @@ def retrieval_rows(
 ) -> list[Row]:
     """Recalls of every kind of query with every method, also by what the wanted items have."""
     names = list(measured.test)
-    galleries = {name: gallery_vectors(way, measured.test, observed) for name, way in methods.items()}
+    # In 32 bits, as a gallery keeps them.
+    galleries = {name: gallery_vectors(way, measured.test, observed).float() for name, way in methods.items()}
     rows = []
     for query, given in measured.queries.items():
-        scores = {name: way(given) @ galleries[name].T for name, way in methods.items()}
-        asked = methods["no calibration"](given)
+        scores = {name: way(given).float() @ galleries[name].T for name, way in methods.items()}
+        asked = methods["no calibration"](given).float()
         scores |= _without_vectors(measured, asked, measured.target[query], observed)
         for method, values in scores.items():
             places = ranks(values)
@@ -267,7 +268,7 @@ def _without_vectors(
     """Scores of one modality of the items, which finds only those that have it, and of their best one."""
     all_scores = torch.stack(
         [
-            torch.where(observed[:, m], asked @ F.normalize(part, dim=1).T, -torch.inf)
+            torch.where(observed[:, m], asked @ F.normalize(part, dim=1).float().T, -torch.inf)
             for m, part in enumerate(measured.test.values())
         ]
     )
