@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from adapters.completion import Completion, remembered, tensors_of_completion
+from adapters.completion import Completion, fit_completion, remembered, tensors_of_completion
+from service import calibrations
 from service.engine import Engine, running_engine
 from service.errors import BadRequest, Conflict, NotFound
 from service.messages import ClassifyRequest, NewItem, Query, RetrieveAnswer, RetrieveRequest, Sample
@@ -106,22 +108,48 @@ async def test_a_calibration_is_made_from_a_gallery_and_makes_another_searchable
     assert (await engine.describe_calibration("made"))["galleries"] == ["second"]
 
 
-async def test_queries_are_answered_while_a_calibration_is_fitted(engine: Engine) -> None:
-    fit = asyncio.ensure_future(engine.fit_calibration("made", "things"))
-    answered = 0
-    while not fit.done():
-        await ask(engine, texts(1), gallery="things", adapt="off")
-        answered += 1
-    await fit
-    assert answered > 1
+class Gate:
+    """A fit that has `begun` ends no sooner than it may `go` on; it yields meanwhile."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go = threading.Event()
+
+    def fit_completion(self, *given: Any, **more: Any) -> Generator[Any, None, Completion]:
+        self.begun.set()
+        while not self.go.is_set():
+            yield
+        return (yield from fit_completion(*given, **more))
 
 
-async def test_a_fit_that_was_begun_is_finished_though_its_client_has_left(engine: Engine) -> None:
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
+    monkeypatch.setattr(calibrations, "fit_completion", gate.fit_completion)
+    yield gate
+    gate.go.set()
+
+
+async def test_queries_are_answered_while_a_calibration_is_fitted(engine: Engine, gate: Gate) -> None:
     fit = asyncio.ensure_future(engine.fit_calibration("made", "things"))
-    while engine.describe_models()["worker"]["adapting"] != "sync":
-        assert not fit.done()
-        await asyncio.sleep(0)
+    await asyncio.to_thread(gate.begun.wait, 30)
+    for mode in ("off", "async"):
+        answer = await ask(engine, texts(1), gallery="things", adapt=mode)
+        assert len(answer.hits) == 1
+    assert not fit.done()
+    gate.go.set()
+    assert (await fit)["name"] == "made"
+
+
+async def test_a_fit_that_was_begun_is_finished_though_its_client_has_left(
+    engine: Engine, gate: Gate
+) -> None:
+    fit = asyncio.ensure_future(engine.fit_calibration("made", "things"))
+    await asyncio.to_thread(gate.begun.wait, 30)
     fit.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fit
+    gate.go.set()
     for _ in range(500):
         if [card["name"] for card in await engine.list_calibrations()] == ["first", "made"]:
             break
