@@ -22,7 +22,7 @@ LAMBDAS = tuple(10.0**power for power in range(-4, 3))
 """Of ridge regression, as shares of the mean variance of what it reads."""
 FEWEST_ROWS = 10
 """With fewer training samples a regression is the mean."""
-_HELD_OUT = 5  # every fifth row chooses lambda
+_HELD_OUT = 5  # one row of so many chooses lambda
 
 
 class Imputer(Protocol):
@@ -89,7 +89,9 @@ class RidgeImputer:
         if len(target) < FEWEST_ROWS:
             mean = MeanImputer.of(self.embeddings, self.observed).means[wanted]
             return given.new_zeros(given.shape[1], len(mean)), mean
-        back = torch.arange(len(target)) % _HELD_OUT == 0
+        # At random: samples may come in turn, so that every fifth is of one class.
+        order = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))
+        back = order % _HELD_OUT == 0
         tried = _ridges(given[~back], target[~back])
         errors = [(given[back] @ matrix + shift - target[back]).square().sum() for matrix, shift in tried]
         return _ridges(given, target)[int(torch.stack(errors).argmin())]

@@ -129,6 +129,16 @@ def test_ridge_regression_finds_a_linear_map_and_reads_every_modality_that_is_th
     assert float((half - values["sum"][:5]).abs().max()) > 0.1
 
 
+def test_ridge_chooses_lambda_also_where_classes_come_in_turn() -> None:
+    """Every fifth sample is of a class that nothing else says anything of: it must not decide alone."""
+    random = torch.Generator().manual_seed(0)
+    one = F.one_hot(torch.arange(500) % 5, 5).double() + 0.01 * torch.randn(500, 5, generator=random)
+    right = one @ torch.randn(5, 4, generator=random, dtype=torch.float64)
+    other = right + 2 * torch.randn(500, 4, generator=random, dtype=torch.float64)
+    made = RidgeImputer({"one": one, "other": other}, everything(500)).impute({"one": one})["other"]
+    assert float((made - right).square().mean()) < 0.15 * float(right.var(0).mean())
+
+
 def test_ridge_learns_only_from_samples_that_have_both_and_is_the_mean_where_these_are_few() -> None:
     values, observed = drawn(40), everything(40)
     observed[:20, 0] = False
