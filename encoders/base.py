@@ -6,7 +6,7 @@ Letters: B queries, D features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +64,17 @@ class Tower(Protocol):
         values and the result is differentiable in them; without, the source model answers. The module
         itself is left unchanged.
         """
+
+
+@runtime_checkable
+class PictureTower(Tower, Protocol):
+    """A tower that still knows the pictures of a batch, for methods that change them."""
+
+    def pictures(self, inputs: Any) -> torch.Tensor:
+        """What `inputs` were prepared from: normalised [B, 3, H, W]."""
+
+    def prepare_tensors(self, tensor: torch.Tensor) -> Inputs:
+        """Normalised pictures [B, 3, H, W] to a batch. No gradient."""
 
 
 class Encoder(Protocol):

@@ -15,13 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.base import Forward, Method, StepReport
+from adapters.base import Again, Classes, Forward, Method, StepReport
 from adapters.drift import relative_distance
+from adapters.selection import shuffle_patches
 from adapters.state import AdaptationState
-from encoders.base import Tower
+from encoders.base import PictureTower, Tower
 from service.guard.canaries import CheckCanaries
 from service.guard.guard import FEWEST_QUERIES, Guard, GuardEvent, Ruling
 from service.guard.look import Look, look_at, sample_rows
+
+NEAREST_CLASSES = 256
+"""Of each query, where a gallery has more items than a method takes for classes."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,9 @@ class SearchSide(Protocol):
 
     def vectors(self, positions: np.ndarray) -> Tensor:
         """positions [B] -> [B, D] on the encoder's device."""
+
+    def classes(self, features: Tensor, most: int) -> Classes:
+        """All vectors, if they are no more than `most`, else those nearest to the features [B, D]."""
 
 
 @dataclass
@@ -274,7 +281,7 @@ def _learn(
         if step.ranking is None or step.candidates is None:
             finite.append(torch.tensor(False))
             break
-        forward = Forward(step.features, step.candidates, number)
+        forward = _seen(batch, step, number)
         method.observe(working, forward)
         if number == 0:
             figures |= method.drift(working, forward)
@@ -287,7 +294,10 @@ def _learn(
                 on_answer = None
         yield
         clock.restart()
+        learned = report.applied
         report = method.learn(working, forward)
+        if learned and not report.applied:  # in an earlier step
+            report = replace(report, applied=True)
         if report.finite is not None:
             finite.append(report.finite)
         clock.lap("adapt_ms")
@@ -309,6 +319,32 @@ def _learn(
             )  # fmt: skip
         on_answer(EarlyAnswer(early, outcome.status, outcome.reason, _version(outcome, state)))
     return outcome
+
+
+def _seen(batch: _Batch, step: _Step, number: int) -> Forward:
+    """What the method sees of a forward."""
+    assert step.candidates is not None
+    classes = None
+    if batch.method.most_classes:
+        classes = batch.side.classes(step.features.detach(), batch.method.most_classes)
+    return Forward(step.features, step.candidates, number, classes=classes, again=_again(batch))
+
+
+def _again(batch: _Batch) -> Again:
+    tower, inputs = batch.tower, batch.inputs
+
+    def encode(parameters: Mapping[str, Tensor], rows: Tensor | None) -> Tensor:
+        return tower.encode(inputs if rows is None else inputs[rows], parameters)
+
+    if not isinstance(tower, PictureTower):
+        return Again(tower.parameters, encode)
+    pictured: PictureTower = tower
+
+    def shuffled(parameters: Mapping[str, Tensor], rows: Tensor, order_by: Tensor) -> Tensor:
+        pictures = shuffle_patches(pictured.pictures(inputs)[rows], order_by)
+        return pictured.encode(pictured.prepare_tensors(pictures), parameters)
+
+    return Again(tower.parameters, encode, shuffled)
 
 
 def _version(outcome: Outcome, state: AdaptationState) -> int:
