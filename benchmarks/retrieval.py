@@ -23,12 +23,12 @@ from torch import Tensor
 
 from adapters.base import AdapterError, BadSettings, Method
 from adapters.registry import METHODS, make_method
+from benchmarks.console import machine, make_console, versions
 from benchmarks.corruptions import Shift, UnknownShift
 from benchmarks.datasets import CaptionedImages, DatasetError, load_split
 from benchmarks.embedding import Progress as Done
 from benchmarks.embedding import default_cache, gallery_embeddings
 from benchmarks.protocol import StreamResult, Task, make_task, prepare_queries, run_method
-from benchmarks.report import machine, make_console, versions
 from encoders.base import Encoder, EncoderError
 
 _ERRORS = (AdapterError, DatasetError, EncoderError, UnknownShift, FileNotFoundError)
