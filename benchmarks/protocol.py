@@ -78,11 +78,13 @@ def prepare_queries(
 
 @dataclass(frozen=True)
 class BatchFigures:
-    """One batch: size, adaptation status, reason, drift, losses of the last step, milliseconds by stage."""
+    """One batch: size, adaptation status, reason, recall of its answers in percent (r1, r5, r10, map), drift,
+    losses of the last step, milliseconds by stage."""
 
     size: int
     status: str
     reason: str
+    recall: Mapping[str, float]
     drift: Mapping[str, float]
     losses: Mapping[str, float]
     ms: Mapping[str, float]
@@ -135,7 +137,8 @@ def run_method(
         state = result.next_state(state)
         scores = side.scores(result.answer.features).float().cpu().numpy()
         asked = task.relevant[number * batch_size : number * batch_size + len(batch)]
-        ranks += relevant_ranks(scores, asked)
+        found = relevant_ranks(scores, asked)
+        ranks += found
         times, outcome = result.times, result.outcome
         ms = {
             "encode": times.encode_ms,
@@ -144,7 +147,15 @@ def run_method(
             "total": total_ms,
         }
         figures.append(
-            BatchFigures(len(batch), outcome.status, outcome.reason, outcome.drift, outcome.losses, ms)
+            BatchFigures(
+                size=len(batch),
+                status=outcome.status,
+                reason=outcome.reason,
+                recall=retrieval_metrics(found),
+                drift=outcome.drift,
+                losses=outcome.losses,
+                ms=ms,
+            )
         )
         done(len(batch))
     return StreamResult(
