@@ -25,10 +25,12 @@ from adapters.base import AdapterError, BadSettings, Method
 from adapters.registry import METHODS, make_method
 from benchmarks.console import machine, make_console, versions
 from benchmarks.corruptions import Shift, UnknownShift
-from benchmarks.datasets import CaptionedImages, DatasetError, load_split
+from benchmarks.datasets import DatasetError
 from benchmarks.embedding import Progress as Done
 from benchmarks.embedding import default_cache, gallery_embeddings
-from benchmarks.protocol import StreamResult, Task, make_task, prepare_queries, run_method
+from benchmarks.layouts import Pairing
+from benchmarks.protocol import StreamResult, Task, prepare_queries, run_method
+from benchmarks.query_data import QueryData, add_data_options, open_query_data, parse_disk_shifts
 from encoders.base import Encoder, EncoderError
 
 _ERRORS = (AdapterError, DatasetError, EncoderError, UnknownShift, FileNotFoundError)
@@ -39,10 +41,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.retrieval", description="Recall and cost of adaptation under query shift."
     )
     made.add_argument("--encoder", required=True, help="a folder, a hub name, or `demo`")
-    made.add_argument(
-        "--data", required=True, type=Path, help="folder with images/, captions.tsv, split_NAME.txt"
-    )
+    made.add_argument("--data", required=True, type=Path, help="folder of a data set (docs/datasets.md)")
     made.add_argument("--split", required=True)
+    add_data_options(made)
     made.add_argument("--direction", required=True, choices=("i2t", "t2i"))
     made.add_argument("--shift", action="append", required=True, metavar="NAME[:SEVERITY]")
     made.add_argument("--method", action="append", required=True, metavar="NAME", help=", ".join(METHODS))
@@ -71,11 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     console = make_console()
     try:
-        shifts = _shifts(options.shift, options.direction)
+        shifts = _shifts(options.shift, options.direction, on_disk=options.corrupted_on_disk is not None)
         methods = make_methods(options.method, options.setting)
-        task = make_task(
-            load_split(options.data, options.split), options.direction, seed=options.seed, limit=options.limit
-        )
+        asked = open_query_data(options, options.direction, shifts)
+        task = asked.clean
         encoder = _encoder(options.encoder, options.device, options.dtype)
     except _ERRORS as error:
         console.print(f"[red]{error}[/red]", highlight=False)
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: list[StreamResult] = []
     with _progress(console) as progress:
         gallery = _gallery(progress, encoder, task, cache)
-        for result in _streams(progress, encoder, task, gallery, shifts, methods, options):
+        for result in _streams(progress, encoder, asked, gallery, shifts, methods, options):
             results.append(result)
             progress.console.print(_line(result), highlight=False)
             # After every stream: hours of work are not lost with an interruption.
@@ -134,8 +134,8 @@ def _positive(text: str) -> int:
     return value
 
 
-def _shifts(names: Sequence[str], direction: str) -> list[Shift]:
-    shifts = [Shift.parse(name) for name in dict.fromkeys(names)]
+def _shifts(names: Sequence[str], direction: str, *, on_disk: bool = False) -> list[Shift]:
+    shifts = parse_disk_shifts(names) if on_disk else [Shift.parse(name) for name in dict.fromkeys(names)]
     asked = "image" if direction == "i2t" else "text"
     for shift in shifts:
         if shift.modality not in (None, asked):
@@ -168,7 +168,7 @@ def _bar(progress: Progress, title: str, total: int) -> Iterator[Done]:
 
 
 def _gallery(progress: Progress, encoder: Encoder, task: Task, cache: Path | None) -> Tensor:
-    data: CaptionedImages = task.data
+    data = task.gallery
     total = len(data.captions) if task.gallery_modality == "text" else len(data.images)
     with _bar(progress, "gallery", total) as done:
         return gallery_embeddings(encoder, data, task.gallery_modality, cache=cache, done=done)
@@ -177,18 +177,19 @@ def _gallery(progress: Progress, encoder: Encoder, task: Task, cache: Path | Non
 def _streams(
     progress: Progress,
     encoder: Encoder,
-    task: Task,
+    asked: QueryData,
     gallery: Tensor,
     shifts: Sequence[Shift],
     methods: Sequence[Method],
     options: argparse.Namespace,
 ) -> Iterator[StreamResult]:
     """Every shift with every method, one result after the other; a shift's queries are prepared once."""
-    total = len(task.numbers)
     for shift in shifts:
+        task, to_make = asked.queries(shift)
+        total = len(task.numbers)
         with _bar(progress, f"{shift}: preparing", total) as done:
             items = prepare_queries(
-                task, encoder, shift, seed=options.seed, scale=options.scale_blur, done=done
+                task, encoder, to_make, seed=options.seed, scale=options.scale_blur, done=done
             )
         for method in methods:
             with _bar(progress, f"{shift}: {method.name}", total) as done:
@@ -274,6 +275,7 @@ def _document(
             "images": len(task.data.images),
             "captions": len(task.data.captions),
         },
+        "gallery": None if task.pairing is None else _gallery_facts(task.pairing),
         "protocol": {
             "direction": task.direction,
             "queries": len(task.numbers),
@@ -281,6 +283,7 @@ def _document(
             "seed": options.seed,
             "limit": options.limit,
             "scale_blur": options.scale_blur,
+            "corrupted_on_disk": options.corrupted_on_disk is not None,
         },
         "methods": {method.name: _settings(method) for method in methods},
         "versions": versions(),
@@ -288,6 +291,18 @@ def _document(
         "results": [
             {**asdict(result), "ms_ratio_to_source": ratio_to_source(result, results)} for result in results
         ],
+    }
+
+
+def _gallery_facts(pairing: Pairing) -> Mapping[str, Any]:
+    gallery = pairing.gallery
+    return {
+        "name": gallery.folder.resolve().name,
+        "split": gallery.split,
+        "digest": gallery.digest,
+        "images": len(gallery.images),
+        "captions": len(gallery.captions),
+        "pairing": pairing.describe(),
     }
 
 

@@ -104,20 +104,18 @@ def pair(queries: CaptionedImages, gallery: CaptionedImages) -> Pairing:
     return Pairing(queries, gallery, counterparts, by)
 
 
-def open_gallery(
-    asked: Sequence[str], split: str, layout: str = "auto", *, queries: CaptionedImages
-) -> Pairing:
-    """The gallery of `FOLDER[:SPLIT]`, paired with the queries; further ones only add distractors.
+def open_gallery(asked: Sequence[str], split: str) -> CaptionedImages:
+    """The gallery of `FOLDER[:SPLIT]`, whatever its layout; further ones only add distractors.
 
     A gallery without a split has that of the queries, `split`.
 
     Raises:
-        DatasetError: a set cannot be read, or the first one lacks a query's counterpart.
+        DatasetError: a set cannot be read.
     """
     if not asked:
         raise DatasetError("no gallery is named")
-    sets = [open_dataset(*_folder_and_split(text, split), layout) for text in asked]
-    return pair(queries, add_distractors(sets[0], sets[1:])).require_complete()
+    first, *others = [open_dataset(*_folder_and_split(text, split)) for text in asked]
+    return add_distractors(first, others)
 
 
 def _folder_and_split(text: str, split: str) -> tuple[Path, str]:

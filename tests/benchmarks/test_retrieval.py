@@ -249,6 +249,7 @@ def test_the_command_writes_every_setting_and_every_batch(
         "seed": 0,
         "limit": None,
         "scale_blur": False,
+        "corrupted_on_disk": False,
     }
     assert (
         document["versions"]["torch"] == torch.__version__.split("+")[0]
