@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.corruptions import IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS, Shift
+from benchmarks.corruptions import IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS, Shift, UnknownShift
 from benchmarks.datasets import CaptionedImages, DatasetError, load_split
 from benchmarks.layouts import fashion_gen, karpathy, nocaps, pedes, tcr
 
@@ -105,15 +105,18 @@ def open_dataset(
 
 
 def disk_shift(text: str) -> Shift:
-    """`NAME` or `NAME:SEVERITY`, of any name: what lies on the disk need not be what is made here.
+    """As `Shift.parse`, and any other NAME or NAME:SEVERITY: the disk may have what is not made here.
 
-    Without a severity: 5. Raises DatasetError.
+    Without a severity: 5, or the highest where there are fewer. Raises DatasetError.
     """
-    name, colon, number = text.strip().partition(":")
-    name = {known.lower(): known for known in (*IMAGE_CORRUPTIONS, *TEXT_CORRUPTIONS)}.get(name.lower(), name)
+    try:
+        return Shift.parse(text)
+    except UnknownShift:
+        name, colon, number = text.strip().partition(":")
     if not name.replace("_", "").isalnum() or (colon and not (number.isdecimal() and len(number) == 1)):
         raise DatasetError(f"expected NAME or NAME:SEVERITY, found {text!r}")
-    return Shift(name, int(number) if colon else 5)
+    known = {known.lower(): known for known in (*IMAGE_CORRUPTIONS, *TEXT_CORRUPTIONS)}
+    return Shift(known.get(name.lower(), name), int(number) if colon else 5)
 
 
 def _copy(corrupted: Path, shift: Shift) -> Path:

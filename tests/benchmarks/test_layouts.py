@@ -557,6 +557,8 @@ def test_a_shift_on_disk_may_have_any_harmless_name() -> None:
     assert disk_shift("ocr:7") == Shift("OCR", 7)
     assert disk_shift("back_trans:1") == Shift("back_trans", 1)
     assert disk_shift("SR").severity == 5
+    assert disk_shift("Formal").severity == 1
+    assert disk_shift("mm:fog:3") == Shift.parse("mm:fog:3")
     for text in ("", "../x:1", "fog:", "fog:x", "fog:12", "a/b", "a*"):
         with pytest.raises(DatasetError, match="expected NAME"):
             disk_shift(text)
