@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.corruptions import CLEAN, Shift
-from benchmarks.layouts import LAYOUTS, disk_shift, open_dataset, open_gallery, pair
+from benchmarks.layouts import LAYOUTS, open_dataset, open_gallery, pair
 from benchmarks.protocol import Direction, Task, make_task
 
 _OWN_PLACE = ""
@@ -37,11 +37,6 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="read the shifted queries, do not make them; FOLDER holds NAME_SEVERITY/ copies of the data set "
         "(not needed for the TCR release)",
     )
-
-
-def parse_disk_shifts(names: Sequence[str]) -> list[Shift]:
-    """The shifts of a run with --corrupted-on-disk: any name that the disk may have. Raises DatasetError."""
-    return [Shift(CLEAN, 0) if name == CLEAN else disk_shift(name) for name in dict.fromkeys(names)]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One run of a retrieval benchmark as one JSON file: written whole after every stream, gone on with, read back.
+"""A run of a retrieval benchmark as one JSON file: written after every stream, gone on with, read back.
 
 Head: format, protocol, made_at, encoder, data, settings, methods (with their settings), versions, machine,
 asked. Then `results`, one stream a line. The protocol of `benchmarks.retrieval` is `online`; another one
@@ -204,8 +204,8 @@ class RunFile:
         return sorted(self._lines, key=self._order)
 
 
-_COMPARED = ("format", "protocol", "encoder", "data", "settings", "versions", "machine")
-_NOT_COMPARED = ("machine.platform", "encoder.name", "data.name")
+_COMPARED = ("format", "protocol", "encoder", "data", "gallery", "settings", "versions", "machine")
+_NOT_COMPARED = ("machine.platform", "encoder.name", "data.name", "gallery.name")
 """Names say nothing about content, and a new kernel does not change a number."""
 
 
