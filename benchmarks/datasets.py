@@ -21,6 +21,12 @@ _NAMED = 3
 """How many missing files a message names."""
 
 
+_LONGEST_NAME = 255
+"""Bytes of one part of a path."""
+_LONGEST = 1024
+"""Characters of a path in an annotation file."""
+
+
 class DatasetError(Exception):
     """The folder does not hold what it should; the message says what is missing."""
 
@@ -105,12 +111,20 @@ def check_name(name: str, listed_in: Path) -> str:
     """`name`, if it stays in the folder that it is joined to; links in that folder are the owner's affair.
 
     Raises:
-        DatasetError: it is empty, absolute, on a drive, or climbs with `..`, by either separator.
+        DatasetError: it is empty, absolute, on a drive, climbs with `..`, by either separator, is longer than
+            a file system takes, or has characters that cannot be shown.
     """
     windows = PureWindowsPath(name)
     climbs = ".." in windows.parts or ".." in PurePosixPath(name).parts
-    if not name or "\0" in name or name.startswith("/") or windows.drive or windows.root or climbs:
+    if not windows.parts or windows.drive or windows.root or climbs:
         raise DatasetError(f"{listed_in} names {name[:80]!r}, which is not a file inside the data set")
+    printable = name.isprintable()
+    if (
+        not printable
+        or any(len(part.encode()) > _LONGEST_NAME for part in windows.parts)
+        or len(name) > _LONGEST
+    ):
+        raise DatasetError(f"{listed_in} names {name[:80]!r}, which is no file name")
     return name
 
 

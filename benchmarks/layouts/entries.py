@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from benchmarks.datasets import CaptionedImages, DatasetError, check_name, some
 
@@ -113,10 +113,15 @@ def captions_of(item: Mapping[str, Any], key: str, where: str, *, blank: bool = 
     for caption in found:
         if isinstance(caption, list) and all(isinstance(part, str) for part in caption):
             caption = " ".join(caption)  # noqa: PLW2901
-        if not isinstance(caption, str) or not (blank or caption.strip()):
+        if not _is_text(caption) or not (blank or caption.strip()):
             raise DatasetError(f"{where}: {_shown(caption)} is no caption")
         captions.append(caption)
     return captions
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether it is a text that can be written down: JSON may hold half a character."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _shown(value: object) -> str:

@@ -400,6 +400,7 @@ def test_a_malformed_record_is_refused(tmp_path: Path, content: bytes) -> None:
         ('[{"image": "a.jpg", "caption": []}]', "expected captions"),
         ('[{"image": "a.jpg", "caption": [" "]}]', "' ' is no caption"),
         ('[{"image": "a.jpg", "caption": [{}]}]', "a value of type dict is no caption"),
+        ('[{"image": "a.jpg", "caption": ["\\ud800"]}]', "is no caption"),
         ('[{"image": true, "caption": ["x"]}]', "expected a text under 'image', found True"),
         ('[{"image": "", "caption": ["x"]}]', "expected a text under 'image'"),
         ('[{"image": "a.jpg", "caption": ["x"]}', "cannot be read as JSON"),
@@ -435,13 +436,21 @@ def test_objects_are_decoded_one_at_a_time(tmp_path: Path) -> None:
 
 OUTSIDE = [
     "../secret.jpg", "/etc/passwd", "a/../../secret.jpg", "..\\secret.jpg", "C:\\secret.jpg", "\\\\host\\x",
-    "C:secret.jpg", "a\0b", "..",
+    "C:secret.jpg", "..",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*OUTSIDE, ""])
+@pytest.mark.parametrize("name", [*OUTSIDE, "", ".", "./"])
 def test_a_name_that_leaves_the_folder_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="not a file inside the data set"):
+        check_name(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b", "a\nb", "\x1b[2J.jpg", "\ud800.jpg", "x" * 256, "a/" + "ü" * 128, "a/" * 600 + "b"]
+)
+def test_what_can_be_no_file_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="which is no file name"):
         check_name(name, tmp_path)
 
 
@@ -562,6 +571,11 @@ def test_a_shift_on_disk_may_have_any_harmless_name() -> None:
     for text in ("", "../x:1", "fog:", "fog:x", "fog:12", "a/b", "a*"):
         with pytest.raises(DatasetError, match="expected NAME"):
             disk_shift(text)
+
+
+def test_the_documentation_lists_every_layout() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    assert [name for name in LAYOUTS if f"| `{name}` |" not in text] == []
 
 
 # The command.
