@@ -1,8 +1,8 @@
 """A corrupted copy of a folder: pictures and captions.tsv under their own names, everything else as it was.
 
 What is drawn for a file depends on the seed, the shift and the file's path in the folder, so neither order
-nor an interruption changes a copy. Files appear whole or not at all; `corruption.json` says which run they are
-of, and the same run again goes on where it stopped.
+nor an interruption changes a copy. Files appear whole or not at all; `corruption.json` says which run made
+them, and the same run again goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ def corrupt(
         list[str],
         typer.Option(
             metavar="NAME:SEVERITY",
-            help="fog:5 for pictures, OCR:7 for captions; give both to corrupt both. docs/corruptions.md lists "
-            "all.",
+            help="fog:5 for pictures, OCR:7 for captions; give both to corrupt both. docs/corruptions.md "
+            "lists all.",
         ),
     ],
     seed: Annotated[int, typer.Option(min=0, help="What is drawn; the same seed gives the same copy.")] = 0,
@@ -57,8 +57,8 @@ def corrupt(
         if (error.name or "").partition(".")[0] != "benchmarks":
             raise
         fail(
-            "`attune corrupt` needs the package `benchmarks`, which Attune's wheel and source contain and this "
-            "installation lacks; install Attune anew",
+            "`attune corrupt` needs the package `benchmarks`, which Attune's wheel and source contain and "
+            "this installation lacks; install Attune anew",
             WRONG_USE,
         )
     try:
