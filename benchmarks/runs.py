@@ -1,7 +1,7 @@
 """A run of a retrieval benchmark as one JSON file: written after every stream, gone on with, read back.
 
-Head: format, protocol, made_at, encoder, data, settings, methods (with their settings), versions, machine,
-asked. Then `results`, one stream a line. The protocol of `benchmarks.retrieval` is `online`; another one
+Head: format, protocol, made_at, encoder, data, gallery, settings, methods (with their settings), versions,
+machine, asked. Then `results`, one stream a line. The protocol of `benchmarks.retrieval` is `online`; another one
 names itself and may add keys of its own, in the head, in a stream and in a batch.
 """
 
@@ -82,6 +82,7 @@ class Run(_Part):
     made_at: Text = ""
     encoder: EncoderCard
     data: DataCard
+    gallery: dict[Text, Any] | None = None
     settings: dict[Text, Any] = {}
     methods: dict[Text, dict[Text, Any]]
     versions: dict[Text, Any] = {}
