@@ -99,7 +99,7 @@ def _smooth_directly(x: Array, taps: Array, edges: Edges) -> Array:
     return x
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _smoothing(size: int, sigma: float, reach: int) -> Array:
     """The smoothing of a line of `size` values as a matrix [size, size], however often it reflects.
 

@@ -47,7 +47,10 @@ _HEADER = ("file", "caption")
 _LINE_BREAKS = re.compile(r"[\t\r\n]+")
 _FORMAT = 1
 
-Advance = Callable[[int], None]
+Advance = Callable[[float], None]
+
+_THREADS = 4
+"""More are hardly faster, and each may hold a large picture several times over."""
 
 
 class FolderError(ValueError):
@@ -95,7 +98,7 @@ class CorruptedCopy:
             raise FolderError(f"{self.source} holds no {CAPTIONS}")
 
     def run(self, done: Advance = lambda count: None) -> Summary:
-        """Make what is missing. done: called with 1 for each file, from any thread.
+        """Make what is missing. done: called with 1 in all for each file, from any thread.
 
         Raises:
             FolderError: as `check`; another run's folder; a file that cannot be read, by its name.
@@ -162,35 +165,33 @@ class CorruptedCopy:
             raise FolderError(f"{self.out} is of another run ({differences}); name a new folder")
 
     def _make_all(self, done: Advance) -> int:
-        def make(path: Path) -> bool:
-            made = self._make(path)
-            done(1)
-            return made
-
         # Captions in this thread: models sample from generators that threads share.
         texts = [path for path in self.files if path.name == CAPTIONS]
         others = [path for path in self.files if path.name != CAPTIONS]
-        written = sum(make(path) for path in texts)
-        pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+        written = sum(self._make(path, done) for path in texts)
+        pool = ThreadPoolExecutor(max_workers=_THREADS)
         try:
-            return written + sum(pool.map(make, others))
+            return written + sum(pool.map(lambda path: self._make(path, done), others))
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _make(self, path: Path) -> bool:
+    def _make(self, path: Path, done: Advance) -> bool:
         """Whether there was anything to do."""
         source, target = self.source / path, self.out / path
         if target.is_file():
+            done(1)
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
         image, text = self._shift_of("image"), self._shift_of("text")
         if image is not None and _is_picture(path):
             self._write_picture(source, target, path, image)
         elif text is not None and path.name == CAPTIONS:
-            _write(target, self._captions(source, path, text).encode())
+            _write(target, self._captions(source, path, text, done).encode())
+            return True
         else:
             with _appearing(target) as partial:
                 shutil.copyfile(source, partial)
+        done(1)
         return True
 
     def _write_picture(self, source: Path, target: Path, path: Path, shift: Shift) -> None:
@@ -204,13 +205,14 @@ class CorruptedCopy:
         with _appearing(target) as partial:
             Image.fromarray(corrupted).save(partial, kind, **options)
 
-    def _captions(self, source: Path, path: Path, shift: Shift) -> str:
+    def _captions(self, source: Path, path: Path, shift: Shift, done: Advance) -> str:
         try:
             lines = source.read_text(encoding="utf-8-sig").splitlines()
         except ValueError as error:
             raise FolderError(f"{source}: {error}") from error
         made = []
         for number, line in enumerate(lines, start=1):
+            done(1 / len(lines))  # with a model a caption can take as long as a picture
             file, tab, caption = line.partition("\t")
             if not line.strip() or (number == 1 and (file.lower(), caption.lower()) == _HEADER):
                 made.append(line)

@@ -1,7 +1,7 @@
 """Snow and frost, in both styles.
 
 Signatures as in `image.py`: x float64 [H, W, 3] in [0, 1] -> [H, W, 3], clipped by the caller.
-Difference from the releases: frost is drawn (plasma ridges and needles, bluish white) instead of cut from
+Difference from the releases: frost is drawn (sheets and ferns of ice, bluish white) instead of cut from
 five photos, which are not ours to ship: the same kind of damage, but its numbers cannot be compared with
 published ones.
 """
@@ -14,10 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.corruptions import constants as c
-from benchmarks.corruptions.filters import Array, centre_zoom, convolve, line, plasma, power_of_two
+from benchmarks.corruptions.filters import (
+    Array,
+    centre_zoom,
+    convolve,
+    gaussian_blur,
+    line,
+    plasma,
+    power_of_two,
+)
 
 _LUMA = (0.299, 0.587, 0.114)
 _ICE = (0.80, 0.92, 1.0)
+_FERNS = 220
 
 
 def snow(x: Array, severity: int, rng: np.random.Generator, scale: float) -> Array:
@@ -71,20 +80,53 @@ def _frosted(x: Array, ice: NDArray[np.float32], tint: tuple[float, ...], severi
 
 @lru_cache(maxsize=8)
 def frost_texture(number: int, size: int) -> NDArray[np.float32]:
-    """Ice number 0..4: dark glass, pale sheets, bright needles. [size, size] in [0, 1], a power of two."""
+    """Ice number 0..4: dark glass, grainy sheets, bright ferns. [size, size] in [0, 1], a power of two."""
     rng = np.random.default_rng([number, size])
-    sheet = plasma(size, 1.9, rng)
-    veins = (1 - np.abs(2 * plasma(size, 1.7, rng) - 1)) ** 6
-    ice = 0.55 * sheet + 0.35 * veins + 0.8 * _needles(size, rng)
+    sheet, grain = plasma(size, 1.9, rng), plasma(size, 1.15, rng)
+    cover = np.clip(3.0 * (sheet - 0.3), 0.0, 1.0)
+    bright = (0.25 + 0.55 * cover) * (0.5 + 0.5 * grain)
+    ice = 0.12 + cover * (0.15 + 0.4 * grain) + bright * _ferns(size, rng)
     return np.clip(ice, 0.0, 1.0).astype(np.float32)
 
 
-def _needles(size: int, rng: np.random.Generator) -> Array:
-    """Bright dots drawn out along four directions, [size, size] in [0, 1]."""
-    brightest = np.zeros((size, size))
-    length = size / 24
-    for angle in rng.uniform(0, np.pi, 4):
-        dots = np.where(rng.random((size, size, 1)) < 0.004, 1.0, 0.0)
-        drawn = convolve(dots, line(length, length / 2, angle))[..., 0]
-        brightest = np.maximum(brightest, drawn / max(drawn.max(), 1e-12))
-    return brightest
+def _ferns(size: int, rng: np.random.Generator) -> Array:
+    """Stems with twigs on their twigs, all at 60 degrees, as ice grows on glass. [size, size] in [0, 1]"""
+    stems = np.stack(
+        [
+            *rng.uniform(0, size, (2, _FERNS)),
+            rng.uniform(0, 2 * np.pi, _FERNS),
+            size * rng.uniform(0.06, 0.22, _FERNS),
+        ]
+    )
+    twigs = _twigs(stems, 20, 0.4, rng)
+    drawn = np.zeros((size, size))
+    for lines, brightness in ((_twigs(twigs, 6, 0.35, rng), 0.6), (twigs, 0.85), (stems, 1.0)):
+        rows, columns = _points(lines, size)
+        drawn[rows, columns] = np.maximum(drawn[rows, columns], brightness)
+    smooth = gaussian_blur(np.pad(drawn, 8, mode="wrap"), min(size / 800, 5.0))[8:-8, 8:-8]
+    return np.asarray(smooth / smooth.max())
+
+
+def _twigs(lines: Array, nodes: int, share: float, rng: np.random.Generator) -> Array:
+    """What grows on both sides of lines [4, L] (row, column, angle, length): [4, 2 * nodes * L]."""
+    row, column, angle, length = np.repeat(lines, 2 * nodes, axis=1)
+    at = rng.uniform(0.05, 1.0, len(row))
+    turned = angle + np.tile([-np.pi / 3, np.pi / 3], len(row) // 2)
+    longest = share * length * (1 - at)
+    return np.stack(
+        [
+            row + at * length * np.sin(angle),
+            column + at * length * np.cos(angle),
+            turned,
+            longest * rng.uniform(0.5, 1.0, len(row)),
+        ]
+    )
+
+
+def _points(lines: Array, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The cells under lines [4, L], a step for each cell of their length; the borders wrap around."""
+    counts = np.ceil(lines[3]).astype(int) + 1
+    row, column, angle, _ = np.repeat(lines, counts, axis=1)
+    along = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows, columns = row + along * np.sin(angle), column + along * np.cos(angle)
+    return np.rint(rows).astype(np.int64) % size, np.rint(columns).astype(np.int64) % size

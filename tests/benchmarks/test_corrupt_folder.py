@@ -54,7 +54,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_pictures_are_corrupted_and_everything_else_is_copied(source: Path, tmp_path: Path) -> None:
     before = contents(source)
-    summary = copy(source, tmp_path / "out", "fog:5").run()
+    advances: list[float] = []
+    summary = copy(source, tmp_path / "out", "fog:5").run(advances.append)
+    assert advances == [1] * len(before)
     after = contents(tmp_path / "out")
     assert contents(source) == before
     assert set(after) == set(before)
@@ -67,7 +69,9 @@ def test_pictures_are_corrupted_and_everything_else_is_copied(source: Path, tmp_
 
 
 def test_captions_are_corrupted_and_can_be_loaded(source: Path, tmp_path: Path) -> None:
-    copy(source, tmp_path / "out", "CS:7").run()
+    advances: list[float] = []
+    copy(source, tmp_path / "out", "CS:7").run(advances.append)
+    assert sum(advances) == pytest.approx(len(contents(source)))
     clean, drifted = (load_split(folder, "test") for folder in (source, tmp_path / "out"))
     assert len(clean.captions) == len(drifted.captions)
     assert all(a != b for a, b in zip(clean.captions, drifted.captions, strict=True))

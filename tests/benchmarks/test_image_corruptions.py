@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.corruptions import (
     IMAGE_CORRUPTIONS,
     STYLES,
+    TEXT_CORRUPTIONS,
     VIDEO_CORRUPTIONS,
     Shift,
     Style,
     UnknownShift,
     corrupt_image,
+    sheet,
 )
 from benchmarks.corruptions import constants as c
 from benchmarks.corruptions.filters import area_resize, gaussian_blur, line
@@ -524,3 +528,23 @@ def test_frost_lets_the_published_share_of_the_picture_through() -> None:
     unclipped = first < 254
     assert np.abs((first - second)[unclipped] - 30).max() <= 1
     assert first.std() > 15
+
+
+def test_the_contact_sheet_has_a_row_for_each_and_stays_small(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (30, 20, 3), dtype=np.uint8)).save(tmp_path / "in.png")
+    sheet.main([str(tmp_path / "out.png"), str(tmp_path / "in.png"), "--side", "18"])
+    with Image.open(tmp_path / "out.png") as made:
+        assert made.size == (
+            sheet.LABEL_WIDTH + 7 * (12 + sheet.GAP),
+            sheet.HEAD_HEIGHT + 16 * (18 + sheet.GAP),
+        )
+    assert (Path(__file__).parents[2] / "docs" / "corruptions.png").stat().st_size < 400_000
+
+
+def test_the_document_names_every_corruption_and_its_example_runs() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "corruptions.md").read_text(encoding="utf-8")
+    assert not [name for name in (*IMAGE_CORRUPTIONS, *TEXT_CORRUPTIONS) if f"`{name}`" not in document]
+    names: dict[str, np.ndarray] = {}
+    exec(document.partition("```python\n")[2].partition("```")[0], names)
+    assert np.array_equal(names["foggy"], names["same"])
