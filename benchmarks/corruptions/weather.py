@@ -27,6 +27,7 @@ from benchmarks.corruptions.filters import (
 _LUMA = (0.299, 0.587, 0.114)
 _ICE = (0.80, 0.92, 1.0)
 _FERNS = 220
+_FERNS_SIZE = 1024
 
 
 def snow(x: Array, severity: int, rng: np.random.Generator, scale: float) -> Array:
@@ -90,7 +91,19 @@ def frost_texture(number: int, size: int) -> NDArray[np.float32]:
 
 
 def _ferns(size: int, rng: np.random.Generator) -> Array:
-    """Stems with twigs on their twigs, all at 60 degrees, as ice grows on glass. [size, size] in [0, 1]"""
+    """Stems with twigs on their twigs, all at 60 degrees, as ice grows on glass. [size, size] in [0, 1]
+
+    Drawn at one size and then resized, so that as much of a small picture is covered as of a large one.
+    """
+    drawn = _draw_ferns(_FERNS_SIZE, rng)
+    if size <= _FERNS_SIZE:
+        block = _FERNS_SIZE // size
+        return np.asarray(drawn.reshape(size, block, size, block).mean(axis=(1, 3)))
+    times = size // _FERNS_SIZE
+    return gaussian_blur(drawn.repeat(times, axis=0).repeat(times, axis=1), min(times / 2, 5.0))
+
+
+def _draw_ferns(size: int, rng: np.random.Generator) -> Array:
     stems = np.stack(
         [
             *rng.uniform(0, size, (2, _FERNS)),
@@ -103,7 +116,7 @@ def _ferns(size: int, rng: np.random.Generator) -> Array:
     for lines, brightness in ((_twigs(twigs, 6, 0.35, rng), 0.6), (twigs, 0.85), (stems, 1.0)):
         rows, columns = _points(lines, size)
         drawn[rows, columns] = np.maximum(drawn[rows, columns], brightness)
-    smooth = gaussian_blur(np.pad(drawn, 8, mode="wrap"), min(size / 800, 5.0))[8:-8, 8:-8]
+    smooth = gaussian_blur(np.pad(drawn, 8, mode="wrap"), 1.28)[8:-8, 8:-8]
     return np.asarray(smooth / smooth.max())
 
 

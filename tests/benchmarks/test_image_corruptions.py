@@ -25,6 +25,7 @@ from benchmarks.corruptions import constants as c
 from benchmarks.corruptions.filters import area_resize, gaussian_blur, line
 from benchmarks.corruptions.image import plasma
 from benchmarks.corruptions.warps import _scan
+from benchmarks.corruptions.weather import frost_texture
 from demo.scenes import render, scenes
 from tests.conftest import shared_folder
 
@@ -519,6 +520,12 @@ def test_snow_whitens_and_falls_differently_by_seed() -> None:
     first, second = (corrupted("snow", 3, seed, dark) for seed in (0, 1))
     assert first.mean() > dark.mean() + 20
     assert not np.array_equal(first, second)
+
+
+def test_ice_is_as_bright_in_a_small_picture_as_in_a_large_one() -> None:
+    """Means of the five textures; the cloud that thins them out differs by size, so they are not equal."""
+    means = [np.mean([frost_texture(number, size).mean() for number in range(5)]) for size in (64, 512)]
+    assert all(0.3 < mean < 0.5 for mean in means)
 
 
 def test_frost_lets_the_published_share_of_the_picture_through() -> None:
