@@ -26,7 +26,8 @@ EXCEPTIONS = {"noun": "children child\n", "verb": "clomb climb\n", "adj": "", "a
 def write_wordnet(folder: Path) -> Path:
     """`folder` filled with index, data and exception files."""
     for part, synsets in SYNSETS.items():
-        data, offsets = LICENCE, {}
+        data = LICENCE
+        offsets: dict[str, list[str]] = {}
         for words in synsets:
             offset = len(data.encode())
             for word in words:
