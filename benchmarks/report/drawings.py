@@ -222,10 +222,11 @@ def draw_cost(section: Section, colours: Colours) -> Any:
                 [cost], [clean], s=34, facecolors="none", edgecolors=colour, linewidths=1.4, zorder=3
             )
         axes.scatter([cost], [gain], s=60, color=colour, zorder=4)
+    axes.margins(x=0.18, y=0.14)
     _label_points(axes, [(row.label, cost, gain) for row, cost, gain in known], colours["ink"])
+    axes.set_xlim(left=0)
     axes.set_xlabel("time of a batch, times source")
     axes.set_ylabel("R@1 over source, points")
-    axes.margins(x=0.18, y=0.14)
     return figure
 
 
@@ -233,7 +234,7 @@ def _label_points(axes: Any, points: Sequence[tuple[str, float, float]], ink: st
     """Names to the right of the points, moved up where they would lie on each other."""
     low, high = axes.get_ylim()
     left, right = axes.get_xlim()
-    apart, reach = 0.06 * (high - low), 0.22 * (right - left)
+    apart, reach = 0.06 * (high - low), 0.13 * (right - left)
     placed: list[tuple[float, float]] = []
     for label, cost, gain in sorted(points, key=lambda point: point[2]):
         near = [at for other, at in placed if abs(other - cost) < reach]

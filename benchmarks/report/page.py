@@ -31,7 +31,7 @@ def page(sections: Sequence[Section], plots: Mapping[int, Sequence[Plot]]) -> st
     body = [_head(sections)]
     if len(sections) > 1:
         links = [f"#section-{number}" for number in range(len(sections))]
-        body.append(f"<section><h2>Overview</h2>{_table(overview_table(sections), links)}{_KEY}</section>")
+        body.append(f"<section><h2>Overview</h2>{_table(overview_table(sections), links)}</section>")
     for number, (section, name) in enumerate(zip(sections, names, strict=True)):
         body.append(_section(section, name, f"section-{number}", plots.get(number, ())))
     body.append(_runs(sections))
@@ -80,7 +80,7 @@ def _head(sections: Sequence[Section]) -> str:
         f'<p class="lead">{escape(", ".join(fact for fact in facts if fact))}. Recall and mAP in percent. '
         "Avg. is the mean of the corrupted shifts, for methods that ran on all of them; cost is the time of "
         "a batch over that of the source model in the same run; ± is the standard deviation over seeds.</p>"
-        "</header>"
+        f"{_KEY}</header>"
     )
 
 
@@ -98,7 +98,7 @@ def _section(section: Section, name: str, anchor: str, plots: Sequence[Plot]) ->
     parts.append(f'<dl class="facts">{facts}</dl>')
     if section.missing:
         parts.append(f'<p class="warning">Not finished: {section.missing} streams are missing.</p>')
-    parts += [_titled(shift_table(section)), _KEY, _titled(summary_table(section))]
+    parts += [_titled(shift_table(section)), _titled(summary_table(section))]
     more = "".join(_titled(shift_table(section, metric)) for metric in ("r5", "r10", "map"))
     parts.append(f"<details><summary>R@5, R@10 and mAP by shift</summary>{more}</details>")
     if plots:

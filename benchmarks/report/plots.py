@@ -18,15 +18,15 @@ from benchmarks.report.sections import Section
 
 LIGHT: Mapping[str, str] = {
     "ink": "#1f2328", "muted": "#667085", "grid": "#e4e7ec", "paper": "#ffffff", "source": "#667085",
-    "tcr": "#d9480f", "tcr_untrain": "#0b7285", "rest_like": "#7048e8", "tent": "#1c7ed6", "eata": "#5c940d",
-    "sar": "#15aabf", "read": "#d6336c", "shot": "#b08900", "deyo": "#7d5a3c", "other1": "#364fc7",
-    "other2": "#2b8a3e", "other3": "#a61e4d", "other4": "#495057",
+    "tcr": "#d9480f", "tcr_untrain": "#0b5cad", "rest_like": "#7048e8", "tent": "#15aabf", "eata": "#82a90d",
+    "sar": "#2b8a3e", "read": "#d6336c", "shot": "#b08900", "deyo": "#7d5a3c", "other1": "#364fc7",
+    "other2": "#087f5b", "other3": "#a61e4d", "other4": "#495057",
 }  # fmt: skip
 DARK: Mapping[str, str] = {
     "ink": "#e6e8eb", "muted": "#98a2b3", "grid": "#2f3540", "paper": "#171a1f", "source": "#98a2b3",
-    "tcr": "#ff8a4c", "tcr_untrain": "#3bc9db", "rest_like": "#b197fc", "tent": "#74c0fc", "eata": "#a9e34b",
-    "sar": "#66d9e8", "read": "#faa2c1", "shot": "#ffd43b", "deyo": "#d0a985", "other1": "#91a7ff",
-    "other2": "#8ce99a", "other3": "#f783ac", "other4": "#ced4da",
+    "tcr": "#ff8a4c", "tcr_untrain": "#4dabf7", "rest_like": "#b197fc", "tent": "#66d9e8", "eata": "#c0eb75",
+    "sar": "#69db7c", "read": "#faa2c1", "shot": "#ffd43b", "deyo": "#d0a985", "other1": "#91a7ff",
+    "other2": "#63e6be", "other3": "#f783ac", "other4": "#ced4da",
 }  # fmt: skip
 _MARKS = {name: f"#0{number:02x}ef7" for number, name in enumerate(LIGHT)}
 _SIZE = re.compile(r' (?:width|height)="[^"]*"')

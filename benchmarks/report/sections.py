@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.corruptions import IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS
 from benchmarks.runs import Run, Stream
 
 CLEAN = "clean"
@@ -182,10 +183,31 @@ class Section:
 
     @property
     def missing(self) -> int:
-        """Streams that its runs asked for in this direction, of shifts that it has, and do not hold."""
-        seeds = {seed for row in self.rows.values() for _, seed in row.told}
-        there = sum(len(row.told) for row in self.rows.values())
-        return len(self.rows) * len(self._all) * len(seeds) - there
+        """Streams of this section that its runs asked for and do not hold."""
+        return sum(len(_asked(run, self) - _held(run, self)) for run in self.runs)
+
+
+def _asked(run: Run, section: Section) -> set[tuple[Any, ...]]:
+    shifts = [str(shift) for shift in run.asked.get("shifts", ()) if _fits(str(shift), section.direction)]
+    seeds, methods = run.asked.get("seeds", ()), run.asked.get("methods", ())
+    return {(seed, shift, str(method)) for seed in seeds for shift in shifts for method in methods}
+
+
+def _held(run: Run, section: Section) -> set[tuple[Any, ...]]:
+    place = (section.direction, section.variant)
+    return {
+        (stream.seed, stream.shift, stream.method)
+        for stream in run.results
+        if (stream.direction, stream.variant) == place
+    }
+
+
+def _fits(shift: str, direction: str) -> bool:
+    """Whether queries of that direction can have the shift; one that is not known here may fit any."""
+    name = shift.removeprefix("mm:").partition(":")[0]
+    if name in IMAGE_CORRUPTIONS:
+        return direction == "i2t"
+    return direction == "t2i" if name in TEXT_CORRUPTIONS else True
 
 
 def names_of(sections: Sequence[Section]) -> list[str]:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from benchmarks.report.published import Published, published_for
 from benchmarks.report.sections import CLEAN, METRICS, Row, Section, Value, headings, names_of
 
-_NONE = "-"
+_NONE, _AVERAGE, _CLEAN = "-", "Avg.", "Clean"
+_SPREAD = (_AVERAGE, _CLEAN)
+"""Where the spread over seeds is shown; sixteen columns with it would be too wide."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ def _columns(section: Section) -> tuple[list[_Column], str]:
     names, shared = headings(section.shifts)
     columns = [_Column(names[shift], [shift]) for shift in section.shifts]
     if len(columns) > 1:
-        columns.append(_Column("Avg.", section.shifts))
+        columns.append(_Column(_AVERAGE, section.shifts))
     if section.has_clean:
-        columns.append(_Column("Clean", [CLEAN]))
+        columns.append(_Column(_CLEAN, [CLEAN]))
     return columns, shared
 
 
@@ -72,7 +74,7 @@ def shift_table(section: Section, metric: str = "r1") -> Table:
                 value,
                 best[number],
                 section.gain(row, columns[number].shifts, metric),
-                len(columns[number].shifts),
+                spread=columns[number].heading in _SPREAD,
             )
             for number, value in enumerate(values)
         ]
@@ -86,16 +88,16 @@ def shift_table(section: Section, metric: str = "r1") -> Table:
 
 
 def _best(values: Sequence[Value | None]) -> float | None:
-    """As it is shown: what looks equal is equally good. Nothing is best of one."""
-    shown = [round(value.mean, 1) for value in values if value is not None]
+    """As it is shown: what looks equal is equally good. Where all are, nothing is best."""
+    shown = {round(value.mean, 1) for value in values if value is not None}
     return max(shown) if len(shown) > 1 else None
 
 
-def _cell(value: Value | None, best: float | None, gain: float | None, shifts: int) -> Cell:
+def _cell(value: Value | None, best: float | None, gain: float | None, *, spread: bool = True) -> Cell:
     if value is None:
         return Cell(_NONE)
-    spread = f" ±{value.spread:.1f}" if value.spread is not None and shifts > 1 else ""
-    return Cell(f"{value.mean:.1f}{spread}", value.mean, round(value.mean, 1) == best, gain)
+    around = f" ±{value.spread:.1f}" if spread and value.spread is not None else ""
+    return Cell(f"{value.mean:.1f}{around}", value.mean, round(value.mean, 1) == best, gain)
 
 
 def _cost(row: Row) -> Cell:
@@ -135,7 +137,7 @@ def summary_table(section: Section) -> Table:
             row.label,
             [
                 *(
-                    _cell(value, best[number], section.gain(row, columns[number][1], columns[number][2]), 2)
+                    _cell(value, best[number], section.gain(row, columns[number][1], columns[number][2]))
                     for number, value in enumerate(values)
                 ),
                 _cost(row),
@@ -169,7 +171,6 @@ def overview_table(sections: Sequence[Section]) -> Table:
                 value,
                 best,
                 section.gain(by_label[label], section.headline) if label in by_label else None,
-                len(section.headline),
             )
             for label, value in values.items()
         ]
