@@ -60,24 +60,26 @@ def _legend(figure: Any, axes: Any, columns: int) -> None:
 
 
 def _over_time(streams: Sequence[Stream], of: Figured, window: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Queries answered, and the mean over streams and over the last `window` batches of a batch's figure."""
+    """Queries answered, and the mean over streams and over the queries of the last `window` batches."""
     known = []
     for stream in streams:
         values = [of(batch) for batch in stream.batches]
         if values and all(value is not None for value in values):
-            known.append((np.cumsum([batch.size for batch in stream.batches]), np.array(values, dtype=float)))
+            known.append((np.array([batch.size for batch in stream.batches]), np.array(values, dtype=float)))
     if not known:
         return None
     length = min(len(values) for _, values in known)
+    sizes = known[0][0][:length]
     mean = np.mean([values[:length] for _, values in known], axis=0)
-    window = min(window, length)
-    return known[0][0][window - 1 : length], np.convolve(mean, np.ones(window) / window, mode="valid")
+    ones = np.ones(min(window, length))
+    smooth = np.convolve(mean * sizes, ones, mode="valid") / np.convolve(sizes, ones, mode="valid")
+    return np.cumsum(sizes)[len(ones) - 1 :], smooth
 
 
 def _window(section: Section) -> int:
     """Batches that a point of a curve stands for."""
     lengths = [len(told.stream.batches) for row in section.rows.values() for told in row.told.values()]
-    return max(1, round(max(lengths, default=1) / 8))
+    return max(2, round(max(lengths, default=1) / 8))
 
 
 def _recall(batch: Batch) -> float | None:
@@ -126,7 +128,8 @@ def draw_streams(section: Section, colours: Colours) -> Any:
         return None
     for axes in panels[len(shifts) :]:
         axes.set_visible(False)
-    figure.supxlabel("queries answered", fontsize=9, color=colours["muted"])
+    for axes in panels[-columns:]:
+        axes.set_xlabel("queries answered", fontsize=9)
     figure.supylabel("R@1 in percent", fontsize=9, color=colours["muted"])
     _legend(figure, panels[drawn.index(True)], 10)
     return figure
@@ -222,9 +225,9 @@ def draw_cost(section: Section, colours: Colours) -> Any:
                 [cost], [clean], s=34, facecolors="none", edgecolors=colour, linewidths=1.4, zorder=3
             )
         axes.scatter([cost], [gain], s=60, color=colour, zorder=4)
-    axes.margins(x=0.18, y=0.14)
+    axes.margins(y=0.14)
+    axes.set_xlim(0, 1.2 * max(1.0, *(cost for _, cost, _ in known)))
     _label_points(axes, [(row.label, cost, gain) for row, cost, gain in known], colours["ink"])
-    axes.set_xlim(left=0)
     axes.set_xlabel("time of a batch, times source")
     axes.set_ylabel("R@1 over source, points")
     return figure

@@ -29,7 +29,8 @@ DARK: Mapping[str, str] = {
     "other2": "#63e6be", "other3": "#f783ac", "other4": "#ced4da",
 }  # fmt: skip
 _MARKS = {name: f"#0{number:02x}ef7" for number, name in enumerate(LIGHT)}
-_SIZE = re.compile(r' (?:width|height)="[^"]*"')
+_SIZE = re.compile(r' (width|height)="([0-9.]+)pt"')
+_PIXELS_OF_A_POINT = 1.25
 
 Draw = Callable[[Section, Mapping[str, str]], Any]
 _DRAWINGS: Sequence[tuple[str, str, Draw]] = (
@@ -114,6 +115,8 @@ def _svg(figure: Any, name: str) -> str:
     svg = svg[svg.index("<svg") :]
     for variable, mark in _MARKS.items():
         svg = svg.replace(mark, f"var(--{variable.replace('_', '-')})")
-    # As wide as its place on the page; the view box keeps its shape.
+    # As wide as its place on the page, up to its own size; the view box keeps its shape.
     tag, rest = svg.split(">", 1)
-    return f"{_SIZE.sub('', tag)}>{rest}"
+    points = dict(_SIZE.findall(tag))
+    width = _PIXELS_OF_A_POINT * float(points["width"])
+    return f'{_SIZE.sub("", tag)} style="--size: {width:.0f}px">{rest}'
