@@ -13,16 +13,18 @@ from adapters.base import BadSettings, Method, UnknownMethod
 from adapters.brimpr import BriMPR, BriMPRSettings
 from adapters.calmrl import CalMRL, CalMRLClassifier, CalMRLClassifierSettings, CalMRLSettings
 from adapters.classification import ClassifyMethod
-from adapters.deyo import DeYOClassifier, DeYOClassifierSettings
-from adapters.eata import EATAClassifier, EATAClassifierSettings
-from adapters.read import READClassifier, READClassifierSettings
-from adapters.sar import SARClassifier, SARClassifierSettings
+from adapters.deyo import DeYO, DeYOClassifier, DeYOClassifierSettings, DeYOSettings
+from adapters.eata import EATA, EATAClassifier, EATAClassifierSettings, EATASettings
+from adapters.read import READ, READClassifier, READClassifierSettings, READSettings
+from adapters.rest_like import RESTLike, RESTLikeSettings
+from adapters.sar import SAR, SARClassifier, SARClassifierSettings, SARSettings
 from adapters.settings import MethodSettings
+from adapters.shot import SHOT, SHOTSettings
 from adapters.source import Source, SourceClassifier, SourceSettings
 from adapters.t3a import T3A, T3ASettings
 from adapters.tcr import TCR, TCRSettings
 from adapters.tcr_untrain import TCRUntrain, TCRUntrainSettings
-from adapters.tent import TentClassifier, TentClassifierSettings
+from adapters.tent import Tent, TentClassifier, TentClassifierSettings, TentSettings
 
 Task = Literal["retrieve", "classify"]
 
@@ -43,6 +45,17 @@ METHODS: Mapping[str, Registered] = {
     "calmrl": Registered(
         CalMRLSettings, CalMRL, "Queries align with what was imputed for them (CalMRL, ICML 2026)."
     ),
+    "tent": Registered(TentSettings, Tent, "Norm parameters lower the entropy (Tent, ICLR 2021)."),
+    "eata": Registered(EATASettings, EATA, "Tent on sure, new queries (EATA, ICML 2022)."),
+    "sar": Registered(SARSettings, SAR, "Tent on sure queries towards flat minima (SAR, ICLR 2023)."),
+    "read": Registered(READSettings, READ, "Sure queries, balanced over the gallery (READ, ICLR 2024)."),
+    "shot": Registered(
+        SHOTSettings, SHOT, "Information maximisation and sure pseudo-labels (SHOT, ICML 2020)."
+    ),
+    "rest_like": Registered(
+        RESTLikeSettings, RESTLike, "TCR, held where it goes against the source model (ours; not REST)."
+    ),
+    "deyo": Registered(DeYOSettings, DeYO, "Tent on queries that rest on shapes (DeYO, ICLR 2024)."),
 }
 """Methods of retrieval."""
 

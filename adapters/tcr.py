@@ -61,6 +61,7 @@ class TCR:
     adapts = True
     learns = True
     rectifies = False
+    most_classes = 0
 
     def __init__(self, settings: TCRSettings | None = None) -> None:
         self.settings = settings or TCRSettings()
@@ -117,15 +118,19 @@ class TCR:
             "reliable_fraction": reliable.float().mean(),
         }
 
-    def learn(self, state: AdaptationState, forward: Forward) -> StepReport:
-        queries = at_least_fp32(forward.queries)
-        terms = self.losses(state, queries, forward.candidates.to(queries.dtype))
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of the three losses."""
         settings = self.settings
-        loss = (
+        return (
             settings.weight_rem * terms["rem"]
             + settings.weight_uni * terms["uni"]
             + settings.weight_emg * terms["emg"]
         )
+
+    def learn(self, state: AdaptationState, forward: Forward) -> StepReport:
+        queries = at_least_fp32(forward.queries)
+        terms = self.losses(state, queries, forward.candidates.to(queries.dtype))
+        loss = self.total(terms)
         grads = gradients(loss, state.parameters)
         finite = all_finite({"loss": loss.detach(), **grads})
         adamw_step(state, grads, self._adamw)

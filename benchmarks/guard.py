@@ -28,6 +28,7 @@ from torch import Tensor
 from adapters.base import Method
 from adapters.registry import make_method
 from adapters.state import AdaptationState
+from benchmarks.console import machine, make_console, versions
 from benchmarks.corruptions import Shift
 from benchmarks.datasets import DatasetError, load_split
 from benchmarks.embedding import batches, default_cache, gallery_embeddings
@@ -35,7 +36,6 @@ from benchmarks.exact import ExactSide
 from benchmarks.metrics import recall_at, relevant_ranks
 from benchmarks.online import adapt_batch
 from benchmarks.protocol import HITS, Direction, Task, make_task, prepare_queries
-from benchmarks.report import machine, make_console, versions
 from encoders.base import Encoder, EncoderError
 from service.guard.guard import Guard
 from service.guard.settings import GuardSettings

@@ -21,6 +21,7 @@ from benchmarks.corruptions import Shift
 from benchmarks.datasets import CaptionedImages
 from benchmarks.embedding import Progress, batches, prepare_images, prepare_texts
 from benchmarks.exact import ExactSide
+from benchmarks.layouts import Pairing
 from benchmarks.metrics import Ranks, relevant_ranks, retrieval_metrics
 from benchmarks.online import adapt_batch
 from encoders.base import Encoder, Modality
@@ -36,12 +37,18 @@ class Task:
 
     numbers   positions of the queries in the data set, in stream order [N]
     relevant  for each query the gallery positions that are right
+    pairing   the gallery, where it is another data set than the queries'
     """
 
     direction: Direction
     data: CaptionedImages
     numbers: Sequence[int]
     relevant: Sequence[Sequence[int]]
+    pairing: Pairing | None = None
+
+    @property
+    def gallery(self) -> CaptionedImages:
+        return self.data if self.pairing is None else self.pairing.gallery
 
     @property
     def query_modality(self) -> Modality:
@@ -52,17 +59,21 @@ class Task:
         return "text" if self.direction == "i2t" else "image"
 
 
-def make_task(data: CaptionedImages, direction: Direction, *, seed: int, limit: int | None) -> Task:
+def make_task(
+    data: CaptionedImages,
+    direction: Direction,
+    *,
+    seed: int,
+    limit: int | None,
+    pairing: Pairing | None = None,
+) -> Task:
     """The direction's queries in a fixed random order (torch's randperm of `seed`), the first `limit`."""
     total = len(data.images) if direction == "i2t" else len(data.captions)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
     numbers = order[:limit]
-    relevant = (
-        [data.captions_of_image[number] for number in numbers]
-        if direction == "i2t"
-        else [[data.image_of_caption[number]] for number in numbers]
-    )
-    return Task(direction, data, numbers, relevant)
+    known = pairing or data
+    right = known.right_captions if direction == "i2t" else known.right_images
+    return Task(direction, data, numbers, [right(number) for number in numbers], pairing)
 
 
 def prepare_queries(
@@ -71,18 +82,20 @@ def prepare_queries(
     """The stream's items under a shift, ready for `tower.prepare`; every method gets the same ones."""
     if task.query_modality == "text":
         captions = [task.data.captions[number] for number in task.numbers]
-        return prepare_texts(captions, task.numbers, shift, seed=seed, done=done)
+        return prepare_texts(captions, task.numbers, shift, seed=seed, done=done, clean=task.data.clean)
     paths = [task.data.images[number] for number in task.numbers]
     return prepare_images(paths, task.numbers, encoder, shift, seed=seed, scale=scale, done=done)
 
 
 @dataclass(frozen=True)
 class BatchFigures:
-    """One batch: size, adaptation status, reason, drift, losses of the last step, milliseconds by stage."""
+    """One batch: size, adaptation status, reason, recall of its answers in percent (r1, r5, r10, map), drift,
+    losses of the last step, milliseconds by stage."""
 
     size: int
     status: str
     reason: str
+    recall: Mapping[str, float]
     drift: Mapping[str, float]
     losses: Mapping[str, float]
     ms: Mapping[str, float]
@@ -135,7 +148,8 @@ def run_method(
         state = result.next_state(state)
         scores = side.scores(result.answer.features).float().cpu().numpy()
         asked = task.relevant[number * batch_size : number * batch_size + len(batch)]
-        ranks += relevant_ranks(scores, asked)
+        found = relevant_ranks(scores, asked)
+        ranks += found
         times, outcome = result.times, result.outcome
         ms = {
             "encode": times.encode_ms,
@@ -144,7 +158,15 @@ def run_method(
             "total": total_ms,
         }
         figures.append(
-            BatchFigures(len(batch), outcome.status, outcome.reason, outcome.drift, outcome.losses, ms)
+            BatchFigures(
+                size=len(batch),
+                status=outcome.status,
+                reason=outcome.reason,
+                recall=retrieval_metrics(found),
+                drift=outcome.drift,
+                losses=outcome.losses,
+                ms=ms,
+            )
         )
         done(len(batch))
     return StreamResult(
