@@ -343,6 +343,15 @@ def _grid(rows: int, columns: int, width: float = 3.6, height: float = 3.0) -> t
     )
 
 
+def _panels(documents: Sequence[Document], across: int = 3) -> tuple[Any, Any, list[tuple[Any, Document]]]:
+    """One panel a run, three in a row."""
+    columns = min(across, len(documents))
+    figure, axes = _grid(-(-len(documents) // columns), columns, height=2.8)
+    for empty in axes.flat[len(documents) :]:
+        empty.set_visible(False)
+    return figure, axes, list(zip(axes.flat, documents, strict=False))
+
+
 def _line(
     axes: Any, method: str, rates: Sequence[float], values: Sequence[float | None], **more: Any
 ) -> None:
@@ -377,8 +386,8 @@ def _finish(figure: Any, axes: Any, path: Path, title: str) -> None:
 
 
 def _plot_imputation(documents: Sequence[Document], path: Path) -> None:
-    figure, axes = _grid(1, len(documents))
-    for panel, document in zip(axes[0], documents, strict=True):
+    figure, axes, panels = _panels(documents)
+    for panel, document in panels:
         rows, rates = document["results"]["imputation"], _rates(document)
         for method in distinct(rows, "method", _METHODS):
             for fit, style in (("incomplete", "-"), ("complete", ":")):
@@ -392,13 +401,14 @@ def _plot_imputation(documents: Sequence[Document], path: Path) -> None:
         panel.set_title(document["set"], fontsize=10)
         panel.set_xlabel("missing rate, in what is fitted and measured", fontsize=8)
         panel.set_ylim(0, 1.6)
-    axes[0][0].set_ylabel("relative squared error")
+    for row in axes:
+        row[0].set_ylabel("relative squared error")
     _finish(figure, axes, path, "Error of imputation (1: the mean)")
 
 
 def _plot_anchors(documents: Sequence[Document], path: Path) -> None:
-    figure, axes = _grid(1, len(documents))
-    for panel, document in zip(axes[0], documents, strict=True):
+    figure, axes, panels = _panels(documents)
+    for panel, document in panels:
         rows, rates = document["results"]["anchors"], _rates(document)
 
         def values(value: str, method: str, rows: Any = rows, rates: Any = rates) -> list[float | None]:
@@ -414,7 +424,8 @@ def _plot_anchors(documents: Sequence[Document], path: Path) -> None:
         panel.set_title(document["set"], fontsize=10)
         panel.set_xlabel("missing rate")
         panel.set_ylim(bottom=0)
-    axes[0][0].set_ylabel("distance from the complete anchor")
+    for row in axes:
+        row[0].set_ylabel("distance from the complete anchor", fontsize=9)
     _finish(figure, axes, path, "Anchors of incomplete samples")
 
 

@@ -90,6 +90,7 @@ class ToyMethod:
     adapts = True
     needs: frozenset[Any] = frozenset()
     fewest = 1
+    takes_incomplete = False
     settings = SimpleNamespace()
 
     def initial_state(self, model: ToyModel) -> AdaptationState:
@@ -338,7 +339,7 @@ def test_only_a_continual_run_carries_the_state_from_shift_to_shift(
             ["--shift", "audio:rain:1", "--method", "source", "--noise-dir", "/nowhere"],
             "has no recording rain",
         ),
-        (["--shift", "clean", "--method", "source", "--calibration", "nowhere"], "is no calibration"),
+        (["--shift", "clean", "--method", "source", "--calibration", "nowhere"], "could not be read"),
     ],
 )
 def test_a_wrong_request_ends_with_a_sentence(
