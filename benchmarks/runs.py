@@ -1,8 +1,8 @@
 """A run of a retrieval benchmark as one JSON file: written after every stream, gone on with, read back.
 
 Head: format, protocol, made_at, encoder, data, gallery, settings, methods (with their settings), versions,
-machine, asked. Then `results`, one stream a line. The protocol of `benchmarks.retrieval` is `online`; another one
-names itself and may add keys of its own, in the head, in a stream and in a batch.
+machine, asked. Then `results`, one stream a line. The protocol of `benchmarks.retrieval` is `online`; another
+one names itself and may add keys of its own, in the head, in a stream and in a batch.
 """
 
 from __future__ import annotations

@@ -32,9 +32,9 @@ def markdown(sections: Sequence[Section], plots: Mapping[int, Sequence[str]]) ->
 
 def _legend() -> str:
     return (
-        "Recall and mAP in percent; the best of a column is bold. Avg.: mean of the corrupted shifts, for "
-        "methods that ran on all of them. Cost: time of a batch over that of the source model in the same "
-        "run. ±: standard deviation over seeds."
+        "Recall and mAP in percent; the best of a column, in the overview of a row, is bold. Avg.: mean of "
+        "the corrupted shifts, for methods that ran on all of them. Cost: time of a batch over that of the "
+        "source model in the same run. ±: standard deviation over seeds."
     )
 
 

@@ -65,7 +65,7 @@ _KEY = (
     '<p class="note">Shaded: points over the source model, '
     '<span class="key down3">-5</span> <span class="key down2">-2</span> <span class="key down1">-0.5</span> '
     '<span class="key up1">+0.5</span> <span class="key up2">+2</span> <span class="key up3">+5</span> '
-    "and more. Bold: best of the column.</p>"
+    "and more. Bold: best of the column, in the overview of the row.</p>"
 )
 
 
