@@ -72,7 +72,7 @@ class GalleryMethod:
         return forward.classes
 
     def logits(self, queries: Tensor, forward: Forward) -> Tensor:
-        """[B, D] -> [B, C], fp64: near 100, as they are at T = 0.01, their entropies lie in the last digits."""
+        """[B, D] -> [B, C] fp64: at T = 0.01 they lie near 100, and entropies in their last digits."""
         rows = at_least_fp32(queries)
         return (rows @ self.classes(forward).vectors.to(rows.dtype).T).double() / self.settings.temperature
 
