@@ -97,9 +97,25 @@ CLASSIFY_METHODS: Mapping[str, Registered] = {
 METHODS_OF: Mapping[Task, Mapping[str, Registered]] = {"retrieve": METHODS, "classify": CLASSIFY_METHODS}
 
 
-def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
-    """The retrieval method `name` with `settings` over its defaults. Raises UnknownMethod, BadSettings."""
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "tcr": {"attune": {"learning_rate": 1e-3, "relative_temperature": 1.4}},
+}
+"""Settings chosen by measurement (docs/methods.md), by method and name. Every method has `paper` too: its
+defaults, which are the released code's."""
+
+PAPER = "paper"
+
+
+def make_method(
+    name: str, settings: Mapping[str, Any] | None = None, *, model_temperature: float | None = None
+) -> Method:
+    """The retrieval method `name` with `settings` over its defaults, or over those of the `preset` they name.
+
+    model_temperature: the encoder's, for settings relative to it. Raises UnknownMethod, BadSettings.
+    """
     method: Method = _make(METHODS, name, settings)
+    if isinstance(method, TCR):
+        method = type(method)(method.settings, model_temperature=model_temperature)
     return method
 
 
@@ -115,18 +131,29 @@ def _make(methods: Mapping[str, Registered], name: str, settings: Mapping[str, A
             f"unknown method {name!r}; there are {', '.join(methods)}{_nearest(name, methods)}"
         )
     registered = methods[name]
+    settings = _over_preset(name, settings or {})
     known = registered.settings.model_fields
-    for key in settings or {}:
+    for key in settings:
         if key not in known:
             raise BadSettings(
                 f"{name} has no setting {key!r}; it has {', '.join(known) or 'none'}{_nearest(key, known)}"
             )
     try:
-        return registered.build(registered.settings(**(settings or {})))
+        return registered.build(registered.settings(**settings))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BadSettings(f"{name}: {where}: {first['msg']}, got {first['input']!r}") from error
+
+
+def _over_preset(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` without their `preset`, over what that stands for."""
+    rest = dict(settings)
+    preset = rest.pop("preset", PAPER)
+    there = PRESETS.get(name, {})
+    if preset != PAPER and preset not in there:
+        raise BadSettings(f"{name} has no preset {preset!r}; it has {', '.join([PAPER, *there])}")
+    return {**there.get(preset, {}), **rest}
 
 
 def _nearest(name: str, names: Mapping[str, Any]) -> str:

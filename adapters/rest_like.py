@@ -36,8 +36,10 @@ class RESTLike(TCR):
     name = "rest_like"
     settings: RESTLikeSettings
 
-    def __init__(self, settings: RESTLikeSettings | None = None) -> None:
-        super().__init__(settings or RESTLikeSettings())
+    def __init__(
+        self, settings: RESTLikeSettings | None = None, *, model_temperature: float | None = None
+    ) -> None:
+        super().__init__(settings or RESTLikeSettings(), model_temperature=model_temperature)
 
     def learn(self, state: AdaptationState, forward: Forward) -> StepReport:
         queries = at_least_fp32(forward.queries)
@@ -67,7 +69,7 @@ class RESTLike(TCR):
 
     def _keep(self, queries: Tensor, candidates: Tensor, forward: Forward) -> Tensor:
         assert forward.again is not None
-        temperature = self.settings.keep_temperature or self.settings.temperature
+        temperature = self.settings.keep_temperature or self.temperature
         with torch.no_grad():
             source = at_least_fp32(forward.again.encode(forward.again.source, None))
             wanted = (source @ candidates.T / temperature).log_softmax(-1)

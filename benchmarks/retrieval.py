@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor, get_num_threads, set_num_threads
 
 from adapters.base import AdapterError, BadSettings, Method
-from adapters.registry import METHODS, make_method
+from adapters.registry import METHODS, PRESETS, make_method
 from benchmarks.console import machine, make_console, versions
 from benchmarks.corruptions import Shift, UnknownShift
 from benchmarks.corruptions.text_tools import MissingTool
@@ -171,12 +171,15 @@ class Bench:
         on_disk = options.corrupted_on_disk is not None
         self.shifts = shifts_of(options.shift, self.directions, on_disk=on_disk)
         names = [*METHODS] if "all" in options.method else options.method
-        self.methods = {method.name: method for method in make_methods(names, options.setting)}
+        make_methods(names, options.setting)  # wrong ones are told before anything is loaded
         self._data: dict[tuple[Direction, int], QueryData] = {}
         self._galleries: dict[Direction, Tensor] = {}
         for direction in self.directions:
             self.data(direction, self.seeds[0])
         self.encoder = _encoder(options.encoder, options.device, options.dtype)
+        temperature = self.encoder.temperature
+        made = make_methods(names, options.setting, model_temperature=temperature)
+        self.methods = {method.name: method for method in made}
 
     def data(self, direction: Direction, seed: int) -> QueryData:
         if (direction, seed) not in self._data:
@@ -344,8 +347,12 @@ def _count(parts: Sequence[Part]) -> int:
     return sum(len(part.methods) for part in parts)
 
 
-def make_methods(names: Sequence[str], settings: Sequence[str]) -> list[Method]:
+def make_methods(
+    names: Sequence[str], settings: Sequence[str], *, model_temperature: float | None = None
+) -> list[Method]:
     """Methods by name, with the settings that name them (METHOD.KEY=VALUE) or that they have (KEY=VALUE).
+
+    `preset` is a setting of all that have one of that name.
 
     Raises UnknownMethod, BadSettings, also for a setting that no chosen method has.
     """
@@ -363,10 +370,12 @@ def make_methods(names: Sequence[str], settings: Sequence[str]) -> list[Method]:
             raise BadSettings(f"none of {', '.join(chosen)} has a setting {field!r}")
         for name in takers:
             chosen[name][field] = _value(text)
-    return [make_method(name, values) for name, values in chosen.items()]
+    return [make_method(name, values, model_temperature=model_temperature) for name, values in chosen.items()]
 
 
 def _has(method: str, field: str) -> bool:
+    if field == "preset":
+        return method in PRESETS
     return method in METHODS and field in METHODS[method].settings.model_fields
 
 
