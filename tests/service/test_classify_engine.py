@@ -299,10 +299,11 @@ async def test_a_stream_has_a_method_for_each_task(engine: Engine) -> None:
 
 
 async def test_without_a_task_the_method_says_which(engine: Engine) -> None:
-    assert (await engine.configure_stream("s", "t3a", None))["classify"]["method"] == "t3a"
+    with pytest.raises(BadSettings, match="t3a"):  # of the classifier, which here has not what it needs
+        await engine.configure_stream("s", "t3a", None)
     assert (await engine.configure_stream("s", "tcr_untrain", None))["method"] == "tcr_untrain"
     with pytest.raises(BadSettings, match="task"):
-        await engine.configure_stream("s", "source", None)
+        await engine.configure_stream("s", "sar", None)
     with pytest.raises(UnknownMethod, match="did you mean tent"):
         await engine.configure_stream("s", "tentt", None)
     with pytest.raises(UnknownMethod):
