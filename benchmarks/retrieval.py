@@ -42,7 +42,7 @@ from benchmarks.runs import FORMAT, BadRun, Key, RunFile, key_of
 from benchmarks.shift_groups import fits, shifts_of
 from encoders.base import Encoder, EncoderError
 
-_REFUSED = (
+REFUSED = (
     AdapterError, BadRun, DatasetError, EncoderError, MissingTool, UnknownShift, FileNotFoundError
 )  # fmt: skip
 _DIRECTIONS: Mapping[str, tuple[Direction, ...]] = {
@@ -58,11 +58,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.retrieval", description="Recall and cost of adaptation under query shift."
     )
-    made.add_argument("--encoder", required=True, help="a folder, a hub name, or `demo`")
-    made.add_argument("--data", required=True, type=Path, help="folder of a data set (docs/datasets.md)")
-    made.add_argument("--split", required=True)
-    add_data_options(made)
-    made.add_argument("--direction", required=True, choices=tuple(_DIRECTIONS))
+    add_run_options(made)
     made.add_argument(
         "--shift",
         "--shifts",
@@ -71,6 +67,29 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME[:SEVERITY]",
         help="clean, a corruption, or a group: images:5, mm:images:5, texts:max, all; repeatable",
     )
+    made.add_argument(
+        "--parallel",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="shifts at once, a process each, for a GPU with room; then times say less (default 1)",
+    )
+    made.add_argument(
+        "--json",
+        type=Path,
+        metavar="OUT",
+        help="write everything, batch by batch; a file of the same settings is gone on with",
+    )
+    return made
+
+
+def add_run_options(made: argparse.ArgumentParser) -> None:
+    """What every run has: encoder, data, direction, methods, sizes, seeds, where it is computed."""
+    made.add_argument("--encoder", required=True, help="a folder, a hub name, or `demo`")
+    made.add_argument("--data", required=True, type=Path, help="folder of a data set (docs/datasets.md)")
+    made.add_argument("--split", required=True)
+    add_data_options(made)
+    made.add_argument("--direction", required=True, choices=tuple(_DIRECTIONS))
     made.add_argument(
         "--method",
         action="append",
@@ -85,8 +104,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="[METHOD.]KEY=VALUE",
         help="of the methods; repeatable",
     )
-    made.add_argument("--batch", type=_positive, default=64, help="queries per batch (default 64)")
-    made.add_argument("--limit", type=_positive, help="only the first queries of the shuffled stream")
+    made.add_argument("--batch", type=positive, default=64, help="queries per batch (default 64)")
+    made.add_argument("--limit", type=positive, help="only the first queries of the shuffled stream")
     made.add_argument(
         "--seed", type=int, action="append", help="of the order and the corruptions; repeatable (default 0)"
     )
@@ -95,23 +114,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
     made.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
-    made.add_argument(
-        "--parallel",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="shifts at once, a process each, for a GPU with room; then times say less (default 1)",
-    )
     made.add_argument("--cache", type=Path, default=default_cache(), help="folder of gallery embeddings")
     made.add_argument("--no-cache", action="store_true", help="embed the gallery anew and keep nothing")
-    made.add_argument(
-        "--json",
-        type=Path,
-        metavar="OUT",
-        help="write everything, batch by batch; a file of the same settings is gone on with",
-    )
     made.add_argument("--restart", action="store_true", help="replace the file, whatever it holds")
-    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             bench = Bench(options)
             run = RunFile.begin(options.json, bench.head(), bench.place, restart=options.restart)
-        except _REFUSED as error:
+        except REFUSED as error:
             console.print(f"[red]{_refusal(error)}[/red]", highlight=False)
             return 2
         parts = bench.parts(run)
@@ -133,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             console.print("stopped" + ("; the same command goes on from here" if options.json else ""))
             return 130
-        except (PartFailed, *_REFUSED) as error:
+        except (PartFailed, *REFUSED) as error:
             console.print(f"[red]{error}[/red]", highlight=False)
             return 1
     for direction in bench.directions:
@@ -161,7 +166,7 @@ class Part:
 class Bench:
     """All that the streams of a run need, made from the command's options; each process makes its own.
 
-    Raises what `_REFUSED` names, where something that is asked for is not there.
+    Raises what `REFUSED` names, where something that is asked for is not there.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -306,7 +311,7 @@ def _run(console: Console, bench: Bench, run: RunFile, parts: Sequence[Part]) ->
         for method in part.methods
     }
     at_once = min(bench.options.parallel, len(parts))
-    with _progress(console) as progress:
+    with progress_lines(console) as progress:
         total = progress.add_task("streams", total=len(left))
         for stream in _results(progress, bench, parts):
             run.add(stream)
@@ -320,7 +325,7 @@ def _run(console: Console, bench: Bench, run: RunFile, parts: Sequence[Part]) ->
 
 def _results(progress: Progress, bench: Bench, parts: Sequence[Part]) -> Iterator[Mapping[str, Any]]:
     def show(title: str, total: int) -> AbstractContextManager[Done]:
-        return _bar(progress, title, total)
+        return progress_line(progress, title, total)
 
     if bench.options.parallel == 1 or len(parts) < 2:
         for part in parts:
@@ -386,7 +391,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
@@ -401,14 +406,14 @@ def _encoder(name: str, device: str, dtype: str) -> Encoder:
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
+def progress_lines(console: Console) -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         yield progress
 
 
 @contextmanager
-def _bar(progress: Progress, title: str, total: int) -> Iterator[Done]:
+def progress_line(progress: Progress, title: str, total: int) -> Iterator[Done]:
     """A line that shows how far it is, and goes when it is finished."""
     line = progress.add_task(title, total=total)
     yield lambda count: progress.advance(line, count)
