@@ -90,8 +90,8 @@ class RidgeImputer:
             mean = MeanImputer.of(self.embeddings, self.observed).means[wanted]
             return given.new_zeros(given.shape[1], len(mean)), mean
         # At random: samples may come in turn, so that every fifth is of one class.
-        order = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))
-        back = order % _HELD_OUT == 0
+        drawn = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))
+        back = drawn % _HELD_OUT == 0
         tried = _ridges(given[~back], target[~back])
         errors = [(given[back] @ matrix + shift - target[back]).square().sum() for matrix, shift in tried]
         return _ridges(given, target)[int(torch.stack(errors).argmin())]

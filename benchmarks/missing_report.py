@@ -418,7 +418,8 @@ def _plot_anchors(documents: Sequence[Document], path: Path) -> None:
             ]
 
         lower, upper = values("lower", "observed"), values("upper", "observed")
-        panel.fill_between(rates, lower, upper, color="tab:grey", alpha=0.15, label="bounds of that")
+        if None not in (*lower, *upper):
+            panel.fill_between(rates, lower, upper, color="tab:grey", alpha=0.15, label="bounds of that")
         for method in distinct(rows, "method", _METHODS):
             _line(panel, method, rates, values("shift", method))
         panel.set_title(document["set"], fontsize=10)
@@ -484,6 +485,8 @@ def _plot_classification(documents: Sequence[Document], path: Path) -> None:
                     continue  # it names one class for every incomplete sample, and would squeeze the others
                 _line(panel, method, rates, _above_model(rows, hidden, method, rates))
             panel.set_title(f"{document['set']}: {'both' if hidden == ALL else hidden} hidden", fontsize=9)
+            low, high = panel.get_ylim()
+            panel.set_ylim(min(low, -1), max(high, 1))  # less than a point is noise, and should look so
         row[0].set_ylabel("points above the model's own path", fontsize=9)
     for panel in axes[-1]:
         panel.set_xlabel("missing rate")

@@ -407,6 +407,40 @@ def test_the_command_measures_scenes_and_the_report_draws_them(tmp_path: Path) -
     assert "Queries: text and picture together. R@1 / R@10" in text
 
 
+def test_plots_are_drawn_of_what_the_runs_hold(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    about = {"fit": "complete", "hidden": "all", "rate": 0.5, "seed": 0, "method": "attune"}
+    recall = {
+        "query": "text",
+        "r1": 50.0,
+        "r10": 90.0,
+        "by_parts": {"both": {"r1": 50.0, "r10": 90.0, "items": 3}},
+    }
+    document = {
+        "set": "tiny",
+        "model": {"name": "none"},
+        "note": "",
+        "protocol": {"rates": [0.5]},
+        "results": {
+            "imputation": [{**about, "modality": "text", "error": 0.5, "cosine": 0.8}],
+            "anchors": [{**about, "shift": 0.2}],
+            "trust": [],
+            "retrieval": [{**about, **recall}],
+            "queries": [],
+        },
+    }
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(document))
+    assert report([str(path), "--out", str(tmp_path / "out")]) == 0
+    assert sorted(found.name for found in (tmp_path / "out").iterdir()) == [
+        "missing.md",
+        "missing_anchors.png",
+        "missing_imputation.png",
+        "missing_items.png",
+        "missing_retrieval.png",
+    ]
+
+
 def test_the_command_measures_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.av_data.DEMO_CLIPS", 48)
     out = tmp_path / "run.json"
