@@ -15,7 +15,7 @@ answers; a method owns what it remembers and how it learns:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,12 +46,42 @@ class StateMismatch(AdapterError):
 
 
 @dataclass(frozen=True)
+class Classes:
+    """Gallery vectors that a method takes for classes.
+
+    vectors  [C, D] unit rows, constant
+    version  grows when the gallery changes, so that what is remembered of its items can be dropped; None: the
+             vectors are not the whole gallery and are others for every batch
+    """
+
+    vectors: Tensor
+    version: int | None
+
+
+@dataclass(frozen=True)
+class Again:
+    """The batch of a forward once more, in other ways.
+
+    source    the frozen source values of the adaptable parameters
+    encode    features [n, D] of the rows (int64 [n]; None: all) under other parameters; differentiable
+    shuffled  features [n, D] of rows whose pictures have their patches in another order (see
+              adapters.selection.shuffle_patches), under given parameters; None: the queries are no pictures
+    """
+
+    source: Mapping[str, Tensor]
+    encode: Callable[[Mapping[str, Tensor], Tensor | None], Tensor]
+    shuffled: Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
 class Forward:
     """One forward pass of the batch being adapted.
 
     queries     [B, D] unit rows; differentiable in the state's parameters when the method learns
     candidates  [B, D] unit rows, constant: each query's nearest gallery vector under the same weights
     step        0-based step within the batch
+    classes     the gallery's vectors, for methods that ask for them (`most_classes`)
+    again       the batch once more, in other ways
     completed   where a calibration completes the queries: the embeddings of all modalities, whose anchors
                 `queries` are; the observed ones differentiable
     completion  what completed them
@@ -60,6 +90,8 @@ class Forward:
     queries: Tensor
     candidates: Tensor
     step: int
+    classes: Classes | None = None
+    again: Again | None = None
     completed: Completed | None = None
     completion: Completion | None = None
 
@@ -98,6 +130,8 @@ class Method(Protocol):
     """Whether `answer` differs from the features of the forward (then the gallery is ranked once more)."""
     predict_after_update: bool
     """Whether the answer comes from one more forward after the last update."""
+    most_classes: int
+    """Gallery vectors that it wants to see at most (`Forward.classes`); 0: none."""
 
     @property
     def settings(self) -> MethodSettings:

@@ -150,6 +150,7 @@ class CalMRL:
     adapts = True
     learns = True
     rectifies = False
+    most_classes = 0
     predict_after_update = False
 
     def __init__(self, settings: CalMRLSettings | None = None) -> None:

@@ -1,4 +1,4 @@
-"""DeYO: entropy is not enough for test-time adaptation (ICLR 2024; methods.md 3.6).
+"""DeYO: entropy is not enough for test-time adaptation (ICLR 2024; methods.md 2.6, 3.6).
 
 Norm parameters of all but the last blocks of both towers learn from samples that are sure, and that stop
 being sure when the patches of spectrogram and frame are shuffled, which shows that shapes decided:
@@ -12,7 +12,7 @@ are counted, so that a state restores exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapters.base import StepReport
+from adapters.base import Forward, StepReport
 from adapters.classification import (
     Answer,
     Artefact,
@@ -32,6 +32,7 @@ from adapters.classification import (
     require_group,
     source_values,
 )
+from adapters.gallery import GalleryMethod, GallerySettings, kth_smallest
 from adapters.losses import softmax_entropy
 from adapters.optimizer import AdamWSettings, all_finite, descend
 from adapters.selection import confidence_weight, entropy_margin, prediction_drop, shuffle_patches
@@ -39,6 +40,93 @@ from adapters.settings import MethodSettings
 from adapters.state import AdaptationState
 
 Noise = Callable[[Modality, tuple[int, int]], Tensor]
+
+
+class DeYOSettings(GallerySettings):
+    """Every constant of the released driver."""
+
+    margin_fraction: float = Field(
+        0.5, gt=0, le=1, description="Queries below the k-th smallest entropy are looked at, k this share."
+    )
+    weight_fraction: float = Field(
+        0.4, gt=0, le=1, description="Share of those kept whose k-th smallest entropy is E0 of the weights."
+    )
+    plpd_threshold: float = Field(
+        0.0, ge=-1, le=1, description="Smallest loss of probability by shuffling; for pictures alone."
+    )
+    patch_len: int = Field(4, ge=1, le=64, description="Patches a side that are shuffled.")
+    detach_e0: bool = Field(False, description="Whether E0 is a constant of the loss (released: no).")
+    seed: int = Field(0, ge=0, le=2**31, description="Of the shuffling.")
+
+
+QueryNoise = Callable[[tuple[int, int]], Tensor]
+
+
+class DeYO(GalleryMethod):
+    """Retrieval form: entropies are over the gallery's items, and the weights as released,
+
+        w_i = 1 / (exp(H_i - E0) + 0.1) + exp(PLPD_i) + 0.1,    H_i and PLPD_i without gradient, E0 with it.
+
+    Texts are not shuffled: all sure ones are learned from.
+    """
+
+    name = "deyo"
+    settings: DeYOSettings
+
+    def __init__(self, settings: DeYOSettings | None = None, *, noise: QueryNoise | None = None) -> None:
+        """`noise` replaces the random numbers that patches are sorted by, [n, patches]."""
+        super().__init__(settings or DeYOSettings())
+        self._noise = noise
+
+    def initial_state(self, *, fingerprint: str, parameters: Mapping[str, Tensor]) -> AdaptationState:
+        state = super().initial_state(fingerprint=fingerprint, parameters=parameters)
+        state.numbers |= {"seed": self.settings.seed, "draws": 0}
+        return state
+
+    def learn(self, state: AdaptationState, forward: Forward) -> StepReport:
+        logits = self.logits(forward.queries, forward)
+        entropy = softmax_entropy(logits)
+        margin = kth_smallest(entropy.detach(), self.settings.margin_fraction)
+        sure = (entropy.detach() < margin).nonzero().squeeze(1)
+        if not len(sure):
+            return StepReport(losses=_counts(logits, 0, 0), reason="no query is sure")
+        drop = self._drop(state, forward, sure, logits.detach()[sure])
+        if drop is None:  # texts
+            rows, drop = sure, torch.zeros_like(margin).expand(len(sure))
+        else:
+            kept = (drop > self.settings.plpd_threshold).nonzero().squeeze(1)
+            rows, drop = sure[kept], drop[kept]
+        counts = _counts(logits, len(sure), len(rows))
+        if not len(rows):
+            return StepReport(losses=counts, reason="no sure query rests on shapes")
+        loss = self._loss(entropy[rows], drop)
+        finite = descend(loss, state, self._adamw)
+        losses = {**counts, "total": loss.detach(), "drop": drop.mean()}
+        return StepReport(losses=losses, applied=True, finite=finite)
+
+    @torch.no_grad()
+    def _drop(self, state: AdaptationState, forward: Forward, rows: Tensor, logits: Tensor) -> Tensor | None:
+        """PLPD of the rows; None for texts."""
+        assert forward.again is not None
+        if forward.again.shuffled is None:
+            return None
+        shape = (len(rows), self.settings.patch_len**2)
+        random = generator(state)
+        order_by = self._noise(shape) if self._noise else torch.rand(shape, generator=random)
+        shuffled = forward.again.shuffled(state.parameters, rows, order_by)
+        return prediction_drop(logits, self.logits(shuffled, forward))
+
+    def _loss(self, entropy: Tensor, drop: Tensor) -> Tensor:
+        count = int(self.settings.weight_fraction * len(entropy))
+        e0 = entropy.kthvalue(count).values if count else entropy.new_tensor(torch.inf)
+        if self.settings.detach_e0:
+            e0 = e0.detach()
+        weight = 1 / ((entropy.detach() - e0).exp() + 0.1) + drop.exp() + 0.1
+        return (weight * entropy).mean()
+
+
+def _counts(logits: Tensor, sure: int, selected: int) -> dict[str, Tensor]:
+    return {"sure": logits.new_full((), sure), "selected": logits.new_full((), selected)}
 
 
 class DeYOClassifierSettings(MethodSettings):

@@ -1,4 +1,4 @@
-"""EATA: efficient test-time model adaptation without forgetting (ICML 2022; methods.md 3.4).
+"""EATA: efficient test-time model adaptation without forgetting (ICML 2022; methods.md 2.5, 3.4).
 
 Norm parameters learn from samples that are sure and unlike those before, and are held where the source needs
 them:
@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapters.base import StepReport
+from adapters.base import Classes, Forward, StepReport
 from adapters.classification import (
     Answer,
     Artefact,
@@ -26,7 +26,8 @@ from adapters.classification import (
     require_calibration,
     source_values,
 )
-from adapters.losses import anchor_penalty, softmax_entropy
+from adapters.gallery import GalleryMethod, GallerySettings, kth_smallest
+from adapters.losses import anchor_penalty, masked_mean, softmax_entropy
 from adapters.optimizer import AdamWSettings, all_finite, descend
 from adapters.selection import confidence_weight, entropy_margin, moving_average, not_redundant
 from adapters.settings import MethodSettings
@@ -34,6 +35,69 @@ from adapters.state import AdaptationState
 
 _AVERAGE = "probability_average"
 """[C], of the samples learned from so far; absent before the first."""
+_GALLERY = "average_of_generation"
+"""Of the gallery whose items the average is over."""
+
+
+class EATASettings(GallerySettings):
+    """Every constant of the released driver."""
+
+    margin_fraction: float = Field(
+        0.4, gt=0, le=1, description="The k-th smallest entropy is the margin, k this share of the batch."
+    )
+    weight_margin_nats: float = Field(
+        0.4, ge=0, le=100, description="Entropy at which a sample's weight is 1 (released: the same 0.4)."
+    )
+    d_margin: float = Field(
+        0.05, gt=0, le=1.1, description="Largest cosine with the average prediction; above 1: no such filter."
+    )
+    average_momentum: float = Field(0.9, ge=0, lt=1, description="What the average prediction keeps.")
+    skip_empty: bool = Field(
+        False, description="No update where nothing is selected (released: momentum and decay still move)."
+    )
+
+
+class EATA(GalleryMethod):
+    """Retrieval form, without a Fisher penalty: sure are those up to the k-th smallest entropy over the
+    gallery's items. The average prediction is dropped when the gallery changes [ours].
+    """
+
+    name = "eata"
+    settings: EATASettings
+
+    def __init__(self, settings: EATASettings | None = None) -> None:
+        super().__init__(settings or EATASettings())
+
+    def learn(self, state: AdaptationState, forward: Forward) -> StepReport:
+        logits = self.logits(forward.queries, forward)
+        entropy = softmax_entropy(logits)
+        sure = entropy.detach() <= kth_smallest(entropy.detach(), self.settings.margin_fraction)
+        chosen = self._choose(state, logits.detach().softmax(-1), sure, self.classes(forward))
+        weighted = confidence_weight(entropy, margin=self.settings.weight_margin_nats) * entropy
+        loss = masked_mean(weighted, chosen)
+        count = chosen.sum()
+        if self.settings.skip_empty and not int(count):
+            return StepReport.skipped("no query is sure and new enough")
+        finite = descend(loss, state, self._adamw)
+        losses = {"entropy": loss.detach(), "sure": sure.sum(), "selected": count}
+        return StepReport(losses=losses, applied=True, finite=finite)
+
+    @torch.no_grad()
+    def _choose(
+        self, state: AdaptationState, probabilities: Tensor, sure: Tensor, classes: Classes
+    ) -> Tensor:
+        """Rows to learn from, bool [B]; their predictions go into the average."""
+        average = state.tensors.get(_AVERAGE)
+        if classes.version is None or state.numbers.get(_GALLERY) != classes.version:
+            average = None
+        chosen = sure & not_redundant(probabilities, average, margin=self.settings.d_margin)
+        if classes.version is None:
+            state.tensors.pop(_AVERAGE, None)
+        elif bool(chosen.any()):
+            mean = probabilities[chosen].mean(0)
+            state.tensors[_AVERAGE] = moving_average(average, mean, keep=self.settings.average_momentum)
+            state.numbers[_GALLERY] = classes.version
+        return chosen
 
 
 class EATAClassifierSettings(MethodSettings):

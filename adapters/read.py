@@ -1,4 +1,4 @@
-"""READ: reliable fusion under modality bias (Yang et al., ICLR 2024; methods.md 3.7).
+"""READ: reliable fusion under modality bias (Yang et al., ICLR 2024; methods.md 2.3, 3.7).
 
 Queries, keys and values of the joint blocks learn, which decide how the modalities mix:
 
@@ -15,12 +15,34 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapters.base import StepReport
+from adapters.base import Forward, StepReport
 from adapters.classification import Answer, Artefact, Inputs, Slices, TwoStream, source_values
+from adapters.gallery import GalleryMethod, GallerySettings
 from adapters.losses import balance_entropy, reliable_confidence
 from adapters.optimizer import AdamWSettings, descend
 from adapters.settings import MethodSettings
 from adapters.state import AdaptationState
+
+
+class READSettings(GallerySettings):
+    """Every constant of the released code of the retrieval form, which trains norm parameters instead."""
+
+
+class READ(GalleryMethod):
+    """The same loss over the gallery's items; norm parameters of the query's encoder learn."""
+
+    name = "read"
+
+    def __init__(self, settings: READSettings | None = None) -> None:
+        super().__init__(settings or READSettings())
+
+    def learn(self, state: AdaptationState, forward: Forward) -> StepReport:
+        logits = self.logits(forward.queries, forward)
+        sure, balance = reliable_confidence(logits), balance_entropy(logits)
+        loss = sure - balance
+        finite = descend(loss, state, self._adamw)
+        losses = {"total": loss.detach(), "confidence": sure.detach(), "balance": balance.detach()}
+        return StepReport(losses=losses, applied=True, finite=finite)
 
 
 class READClassifierSettings(MethodSettings):

@@ -13,16 +13,18 @@ from adapters.base import BadSettings, Method, UnknownMethod
 from adapters.brimpr import BriMPR, BriMPRSettings
 from adapters.calmrl import CalMRL, CalMRLClassifier, CalMRLClassifierSettings, CalMRLSettings
 from adapters.classification import ClassifyMethod
-from adapters.deyo import DeYOClassifier, DeYOClassifierSettings
-from adapters.eata import EATAClassifier, EATAClassifierSettings
-from adapters.read import READClassifier, READClassifierSettings
-from adapters.sar import SARClassifier, SARClassifierSettings
+from adapters.deyo import DeYO, DeYOClassifier, DeYOClassifierSettings, DeYOSettings
+from adapters.eata import EATA, EATAClassifier, EATAClassifierSettings, EATASettings
+from adapters.read import READ, READClassifier, READClassifierSettings, READSettings
+from adapters.rest_like import RESTLike, RESTLikeSettings
+from adapters.sar import SAR, SARClassifier, SARClassifierSettings, SARSettings
 from adapters.settings import MethodSettings
+from adapters.shot import SHOT, SHOTSettings
 from adapters.source import Source, SourceClassifier, SourceSettings
 from adapters.t3a import T3A, T3ASettings
 from adapters.tcr import TCR, TCRSettings
 from adapters.tcr_untrain import TCRUntrain, TCRUntrainSettings
-from adapters.tent import TentClassifier, TentClassifierSettings
+from adapters.tent import Tent, TentClassifier, TentClassifierSettings, TentSettings
 
 Task = Literal["retrieve", "classify"]
 
@@ -43,6 +45,17 @@ METHODS: Mapping[str, Registered] = {
     "calmrl": Registered(
         CalMRLSettings, CalMRL, "Queries align with what was imputed for them (CalMRL, ICML 2026)."
     ),
+    "tent": Registered(TentSettings, Tent, "Norm parameters lower the entropy (Tent, ICLR 2021)."),
+    "eata": Registered(EATASettings, EATA, "Tent on sure, new queries (EATA, ICML 2022)."),
+    "sar": Registered(SARSettings, SAR, "Tent on sure queries towards flat minima (SAR, ICLR 2023)."),
+    "read": Registered(READSettings, READ, "Sure queries, balanced over the gallery (READ, ICLR 2024)."),
+    "shot": Registered(
+        SHOTSettings, SHOT, "Information maximisation and sure pseudo-labels (SHOT, ICML 2020)."
+    ),
+    "rest_like": Registered(
+        RESTLikeSettings, RESTLike, "TCR, held where it goes against the source model (ours; not REST)."
+    ),
+    "deyo": Registered(DeYOSettings, DeYO, "Tent on queries that rest on shapes (DeYO, ICLR 2024)."),
 }
 """Methods of retrieval."""
 
@@ -84,9 +97,25 @@ CLASSIFY_METHODS: Mapping[str, Registered] = {
 METHODS_OF: Mapping[Task, Mapping[str, Registered]] = {"retrieve": METHODS, "classify": CLASSIFY_METHODS}
 
 
-def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
-    """The retrieval method `name` with `settings` over its defaults. Raises UnknownMethod, BadSettings."""
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "tcr": {"attune": {"learning_rate": 1e-3, "relative_temperature": 1.4}},
+}
+"""Settings chosen by measurement (docs/methods.md), by method and name. Every method has `paper` too: its
+defaults, which are the released code's."""
+
+PAPER = "paper"
+
+
+def make_method(
+    name: str, settings: Mapping[str, Any] | None = None, *, model_temperature: float | None = None
+) -> Method:
+    """The retrieval method `name` with `settings` over its defaults, or over those of the `preset` they name.
+
+    model_temperature: the encoder's, for settings relative to it. Raises UnknownMethod, BadSettings.
+    """
     method: Method = _make(METHODS, name, settings)
+    if isinstance(method, TCR):
+        method = type(method)(method.settings, model_temperature=model_temperature)
     return method
 
 
@@ -102,18 +131,29 @@ def _make(methods: Mapping[str, Registered], name: str, settings: Mapping[str, A
             f"unknown method {name!r}; there are {', '.join(methods)}{_nearest(name, methods)}"
         )
     registered = methods[name]
+    settings = _over_preset(name, settings or {})
     known = registered.settings.model_fields
-    for key in settings or {}:
+    for key in settings:
         if key not in known:
             raise BadSettings(
                 f"{name} has no setting {key!r}; it has {', '.join(known) or 'none'}{_nearest(key, known)}"
             )
     try:
-        return registered.build(registered.settings(**(settings or {})))
+        return registered.build(registered.settings(**settings))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BadSettings(f"{name}: {where}: {first['msg']}, got {first['input']!r}") from error
+
+
+def _over_preset(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` without their `preset`, over what that stands for."""
+    rest = dict(settings)
+    preset = rest.pop("preset", PAPER)
+    there = PRESETS.get(name, {})
+    if preset != PAPER and preset not in there:
+        raise BadSettings(f"{name} has no preset {preset!r}; it has {', '.join([PAPER, *there])}")
+    return {**there.get(preset, {}), **rest}
 
 
 def _nearest(name: str, names: Mapping[str, Any]) -> str:

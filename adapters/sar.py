@@ -1,4 +1,4 @@
-"""SAR: sharpness-aware and reliable entropy minimisation (ICLR 2023; methods.md 3.5).
+"""SAR: sharpness-aware and reliable entropy minimisation (ICLR 2023; methods.md 2.4, 3.5).
 
 Norm parameters of all but the last blocks of both towers learn from sure samples, towards flat minima:
 
@@ -12,12 +12,15 @@ steps on its momentum. The forward at w' sees the selected samples only, as noth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapters.base import StepReport
+from adapters.base import Forward, StepReport
 from adapters.classification import Answer, Artefact, Inputs, Slices, TwoStream, require_group, source_values
+from adapters.gallery import GalleryMethod, GallerySettings, kth_smallest
 from adapters.losses import masked_mean, softmax_entropy
 from adapters.optimizer import AdamWSettings, adamw_step, all_finite, gradients, sharpest_nearby
 from adapters.selection import entropy_margin
@@ -27,6 +30,81 @@ from adapters.state import AdaptationState, OptimizerState
 _GROUP = "early_norms"
 _AVERAGE = "entropy_average"
 """Nats; absent before the first sample was kept."""
+
+
+class SARSettings(GallerySettings):
+    """Every constant of the released code."""
+
+    margin_fraction: float = Field(
+        0.4, gt=0, le=1, description="The k-th smallest entropy is the margin, k this share of the batch."
+    )
+    rho: float = Field(0.05, gt=0, le=10, description="How far off the gradient is taken (SAM).")
+    average_momentum: float = Field(0.9, ge=0, lt=1, description="What the average entropy keeps.")
+    reset_constant: float = Field(
+        0.2, ge=0, le=100, description="Average entropy (nats) below which the source weights come back."
+    )
+    ema_clear_on_reset: bool = Field(
+        False, description="Forget the average then (released: no, so it may fire again)."
+    )
+    moments_clear_on_reset: bool = Field(False, description="Forget AdamW's moments then (released: no).")
+
+
+class SAR(GalleryMethod):
+    """Retrieval form: sure are those up to the k-th smallest entropy over the gallery's items, and all norm
+    parameters of the query's encoder learn.
+
+    Where none of them is sure at w' the average takes a zero, as released, but no update is made [ours].
+    """
+
+    name = "sar"
+    settings: SARSettings
+
+    def __init__(self, settings: SARSettings | None = None) -> None:
+        super().__init__(settings or SARSettings())
+
+    def learn(self, state: AdaptationState, forward: Forward) -> StepReport:
+        assert forward.again is not None
+        entropy = softmax_entropy(self.logits(forward.queries, forward))
+        margin = kth_smallest(entropy.detach(), self.settings.margin_fraction)
+        rows = (entropy.detach() <= margin).nonzero().squeeze(1)
+        first = entropy[rows].mean()
+        grads = gradients(first, state.parameters)
+        nearby = sharpest_nearby(state.parameters, grads, radius=self.settings.rho)
+        again = softmax_entropy(self.logits(forward.again.encode(nearby, rows), forward))
+        kept = again.detach() < margin
+        second = masked_mean(again, kept)
+        grads_nearby = gradients(second, nearby)
+        both = {f"nearby.{name}": value for name, value in grads_nearby.items()}
+        finite = all_finite({"loss": first.detach(), **grads, **both})
+        # The recovery needs the average, so here the device is waited for, behind all its work.
+        count, value = torch.stack([kept.sum().double(), second.detach().double()]).tolist()
+        if count:
+            adamw_step(state, grads_nearby, self._adamw)
+        average = self._average(state, value)
+        recovered = average < self.settings.reset_constant
+        if recovered:
+            self._recover(state, forward.again.source)
+        losses = {
+            "entropy": first.detach(),
+            "entropy_nearby": second.detach(),
+            "entropy_average": first.new_tensor(average),
+            "recovered": first.new_tensor(float(recovered)),
+        }
+        return StepReport(losses=losses, applied=True, finite=finite)
+
+    def _average(self, state: AdaptationState, entropy: float) -> float:
+        keep, old = self.settings.average_momentum, state.numbers.get(_AVERAGE)
+        state.numbers[_AVERAGE] = entropy if old is None else keep * old + (1 - keep) * entropy
+        return float(state.numbers[_AVERAGE])
+
+    @torch.no_grad()
+    def _recover(self, state: AdaptationState, source: Mapping[str, Tensor]) -> None:
+        for name, value in source.items():
+            state.parameters[name].copy_(value)
+        if self.settings.ema_clear_on_reset:
+            del state.numbers[_AVERAGE]
+        if self.settings.moments_clear_on_reset:
+            state.optimizer = OptimizerState()
 
 
 class SARClassifierSettings(MethodSettings):

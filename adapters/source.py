@@ -24,6 +24,7 @@ class Source:
     adapts = False
     learns = False
     rectifies = False
+    most_classes = 0
     predict_after_update = False
 
     def __init__(self, settings: SourceSettings | None = None) -> None:

@@ -40,6 +40,12 @@ class TCRSettings(MethodSettings):
     )
     weight_decay: float = Field(1e-4, ge=0, le=1, description="AdamW, decoupled.")
     temperature: float = Field(0.02, gt=0, le=10, description="Softmax temperature over the candidates (T).")
+    relative_temperature: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="T in multiples of the model's own softmax temperature, over `temperature` [ours].",
+    )
     uniformity_temperature: float = Field(0.1, gt=0, le=100, description="t of L_UNI.")
     uniformity_mode: Literal["mul", "div"] = Field(
         "mul", description="exp(-t d) as released, or exp(-d / t) as on the paper's slides."
@@ -61,9 +67,16 @@ class TCR:
     adapts = True
     learns = True
     rectifies = False
+    most_classes = 0
 
-    def __init__(self, settings: TCRSettings | None = None) -> None:
+    def __init__(
+        self, settings: TCRSettings | None = None, *, model_temperature: float | None = None
+    ) -> None:
+        """`model_temperature`: the encoder's 1 / exp(logit scale), for `relative_temperature`."""
         self.settings = settings or TCRSettings()
+        self.temperature = self.settings.temperature
+        if self.settings.relative_temperature is not None and model_temperature is not None:
+            self.temperature = self.settings.relative_temperature * model_temperature
         self.steps = self.settings.steps
         self.predict_after_update = self.settings.predict_after_update
         self._adamw = AdamWSettings(self.settings.learning_rate, self.settings.weight_decay)
@@ -84,7 +97,7 @@ class TCR:
             forward.candidates.to(queries.dtype),
             fraction=self.settings.memory_fraction,
             capacity=self.settings.memory_capacity,
-            temperature=self.settings.temperature,
+            temperature=self.temperature,
         )
 
     def answer(self, state: AdaptationState, forward: Forward) -> Tensor:
@@ -100,7 +113,7 @@ class TCR:
         if memory is None:
             raise ValueError("TCR learns only after `observe` has seen the batch")
         target_gap = memory.gap()
-        logits = queries @ candidates.T / settings.temperature  # [B, B]
+        logits = queries @ candidates.T / self.temperature  # [B, B]
         rem, reliable = noise_robust_entropy(
             logits, ceiling_nats=memory.entropy_ceiling_nats(), epsilon=settings.entropy_epsilon
         )
@@ -117,15 +130,19 @@ class TCR:
             "reliable_fraction": reliable.float().mean(),
         }
 
-    def learn(self, state: AdaptationState, forward: Forward) -> StepReport:
-        queries = at_least_fp32(forward.queries)
-        terms = self.losses(state, queries, forward.candidates.to(queries.dtype))
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of the three losses."""
         settings = self.settings
-        loss = (
+        return (
             settings.weight_rem * terms["rem"]
             + settings.weight_uni * terms["uni"]
             + settings.weight_emg * terms["emg"]
         )
+
+    def learn(self, state: AdaptationState, forward: Forward) -> StepReport:
+        queries = at_least_fp32(forward.queries)
+        terms = self.losses(state, queries, forward.candidates.to(queries.dtype))
+        loss = self.total(terms)
         grads = gradients(loss, state.parameters)
         finite = all_finite({"loss": loss.detach(), **grads})
         adamw_step(state, grads, self._adamw)
@@ -134,4 +151,4 @@ class TCR:
 
     def drift(self, state: AdaptationState, forward: Forward) -> Mapping[str, Tensor]:
         queries = at_least_fp32(forward.queries.detach())
-        return drift_against_memory(state, queries, forward.candidates, temperature=self.settings.temperature)
+        return drift_against_memory(state, queries, forward.candidates, temperature=self.temperature)

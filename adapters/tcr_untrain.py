@@ -49,6 +49,7 @@ class TCRUntrain:
     adapts = True
     learns = False
     rectifies = True
+    most_classes = 0
     predict_after_update = False
 
     def __init__(self, settings: TCRUntrainSettings | None = None) -> None:

@@ -1,10 +1,10 @@
-"""Tent: fully test-time adaptation by entropy minimisation (ICLR 2021; methods.md 3.2).
-
-Every norm parameter on the way of a sample learns, once a batch:
+"""Tent: fully test-time adaptation by entropy minimisation (ICLR 2021; methods.md 2.1, 3.2).
 
     loss = mean_i H(o_i)
 
-Answers come from the forward before the update.
+Retrieval: norm parameters of the query's encoder learn, K steps a batch; classes are the gallery's items.
+Classification: every norm parameter on the way of a sample learns, once a batch. Answers come from the
+forward before the (last) update.
 """
 
 from __future__ import annotations
@@ -13,12 +13,29 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapters.base import StepReport
+from adapters.base import Forward, StepReport
 from adapters.classification import Answer, Artefact, Inputs, Slices, TwoStream, source_values
+from adapters.gallery import GalleryMethod, GallerySettings
 from adapters.losses import softmax_entropy
 from adapters.optimizer import AdamWSettings, descend
 from adapters.settings import MethodSettings
 from adapters.state import AdaptationState
+
+
+class TentSettings(GallerySettings):
+    """Every constant of the released code."""
+
+
+class Tent(GalleryMethod):
+    name = "tent"
+
+    def __init__(self, settings: TentSettings | None = None) -> None:
+        super().__init__(settings or TentSettings())
+
+    def learn(self, state: AdaptationState, forward: Forward) -> StepReport:
+        loss = softmax_entropy(self.logits(forward.queries, forward)).mean()
+        finite = descend(loss, state, self._adamw)
+        return StepReport(losses={"entropy": loss.detach()}, applied=True, finite=finite)
 
 
 class TentClassifierSettings(MethodSettings):

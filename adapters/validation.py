@@ -33,6 +33,8 @@ _CLASSIFIER_TENSORS = {
 _COUNTS = frozenset({"seed", "draws", "latent.batches"})
 _LATENT = "latent/"
 _ENCODED = ("image", "text")
+_AVERAGE = {"probability_average": 1}
+_LARGEST_GALLERY = 10_000_000
 _CENTRES = {"centre.queries": 1, "centre.candidates": 1, "centre.gap": 0}
 
 
@@ -112,11 +114,13 @@ def _own(state: AdaptationState) -> Mapping[str, Tensor]:
 def _check_method_tensors(tensors: Mapping[str, Tensor], dimension: int) -> None:
     rows: int | None = None
     for name, value in tensors.items():
-        ranks = _ROWS if name in _ROWS else _CENTRES
+        ranks = _ROWS if name in _ROWS else _CENTRES | _AVERAGE
         if name not in ranks or value.ndim != ranks[name]:
             raise StateMismatch(f"unknown or misshapen tensor {name!r}")
         if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
             raise StateMismatch(f"{name} is not finite")
+        if name in _AVERAGE and len(value) > _LARGEST_GALLERY:
+            raise StateMismatch(f"{name} is longer than a gallery may be")
         if name in _ROWS:
             rows = len(value) if rows is None else rows
             if len(value) != rows or not 1 <= rows <= _LARGEST_MEMORY:

@@ -21,8 +21,8 @@ import torch
 
 from adapters.calibration import save_calibration
 from benchmarks.av_data import AVData, pair_digits, read_frame, read_waveform
+from benchmarks.console import make_console
 from benchmarks.datasets import DatasetError
-from benchmarks.report import make_console
 from demo.train_clips import Recipe, Samples, accuracy, calibrate, last_stage, train
 from encoders.audio import AudioSpec, fbank
 from encoders.cav_mae import CavMaeConfig, load_cav_mae, save_cav_mae

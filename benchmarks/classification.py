@@ -41,11 +41,11 @@ from benchmarks.av_protocol import (
     stream_order,
     summarise,
 )
+from benchmarks.console import machine, make_console, versions
 from benchmarks.corruptions import UnknownShift
 from benchmarks.corruptions.audio import BadNoise, NoiseBeds
 from benchmarks.corruptions.av_shift import AVShift, parse_av_shifts
 from benchmarks.datasets import DatasetError
-from benchmarks.report import machine, make_console, versions
 from encoders.base import EncoderError
 from encoders.cav_mae import CavMae, load_cav_mae
 

@@ -63,12 +63,18 @@ def prepare_images(
 
 
 def prepare_texts(
-    captions: Sequence[str], numbers: Sequence[int], shift: Shift, *, seed: int, done: Progress
+    captions: Sequence[str],
+    numbers: Sequence[int],
+    shift: Shift,
+    *,
+    seed: int,
+    done: Progress,
+    clean: Callable[[str], str] = clean_caption,
 ) -> list[str]:
-    """Corrupted captions, cleaned as the papers do (`clean_caption`)."""
+    """Corrupted captions, then cleaned as the papers do."""
     prepared = []
     for caption, number in zip(captions, numbers, strict=True):
-        prepared.append(clean_caption(shift.text(caption, generator_for(seed, shift, number))))
+        prepared.append(clean(shift.text(caption, generator_for(seed, shift, number))))
         done(1)
     return prepared
 
@@ -111,13 +117,15 @@ def gallery_embeddings(
 def _clean_items(encoder: Encoder, data: CaptionedImages, modality: Modality) -> list[Any]:
     clean = Shift.parse("clean")
     if modality == "text":
-        return [clean_caption(caption) for caption in data.captions]
+        return [data.clean(caption) for caption in data.captions]
     numbers = range(len(data.images))
     return prepare_images(data.images, numbers, encoder, clean, seed=0, scale=False, done=lambda count: None)
 
 
 def _cache_key(encoder: Encoder, data: CaptionedImages, modality: Modality) -> str:
     parts = [str(_CACHE_FORMAT), encoder.fingerprint, encoder.dtype_name, modality, data.digest]
+    if modality == "text":
+        parts.append(str(data.caption_words))
     return digest_of([part.encode() for part in parts])[:40]
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.pipeline import Ranking
+from adapters.base import Classes
+from service.pipeline import NEAREST_CLASSES, Ranking
 
 
 class ExactSide:
@@ -37,6 +38,12 @@ class ExactSide:
         else:
             best, positions = scores.topk(k, dim=1)
         return Ranking(best.cpu().numpy(), positions.cpu().numpy())
+
+    def classes(self, features: Tensor, most: int) -> Classes:
+        if len(self) <= most:
+            return Classes(self._vectors, 0)
+        nearest = self.search(features, min(NEAREST_CLASSES, most)).positions
+        return Classes(self.vectors(np.unique(nearest)), None)
 
     def vectors(self, positions: np.ndarray) -> Tensor:
         return self._vectors[torch.from_numpy(positions).to(self._vectors.device)]

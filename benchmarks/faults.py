@@ -37,8 +37,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.cluster import Cluster, Process, cluster, until
+from benchmarks.console import machine, versions
 from benchmarks.fault_load import Addresses, Kind, StreamClient, Tally, replay
-from benchmarks.report import machine, versions
 from service.engine import running_engine
 from service.redis.keys import PARTITIONS
 from service.settings import Settings

@@ -28,14 +28,14 @@ from torch import Tensor
 from adapters.base import Method
 from adapters.registry import make_method
 from adapters.state import AdaptationState
+from benchmarks.console import machine, make_console, versions
 from benchmarks.corruptions import Shift
 from benchmarks.datasets import DatasetError, load_split
 from benchmarks.embedding import batches, default_cache, gallery_embeddings
 from benchmarks.exact import ExactSide
 from benchmarks.metrics import recall_at, relevant_ranks
 from benchmarks.online import adapt_batch
-from benchmarks.protocol import HITS, Direction, Task, make_task, prepare_queries
-from benchmarks.report import machine, make_console, versions
+from benchmarks.protocol import HITS, Direction, Task, make_task, near_copies, prepare_queries
 from encoders.base import Encoder, EncoderError
 from service.guard.guard import Guard
 from service.guard.settings import GuardSettings
@@ -165,14 +165,12 @@ class Bench:
         ]
 
     def duplicates(self, count: int) -> list[Batch]:
-        """One picture a batch, every copy changed by at most 6 of 255 a value."""
+        """One picture a batch, every copy changed a little."""
         rng = np.random.default_rng(self.options.seed + 1)
         first, size = self.shifted("clean")[0].items, self.options.batch
         made = []
         for number in range(count):
-            copies = np.repeat(np.asarray(first[number])[None].astype(np.int16), size, axis=0)
-            changed = np.clip(copies + rng.integers(-6, 7, copies.shape), 0, 255).astype(np.uint8)
-            made.append(Batch("near-duplicates", list(changed), None, []))
+            made.append(Batch("near-duplicates", near_copies(first[number], size, rng), None, []))
         return made
 
     def fed(self, stream: Stream, sent: Sequence[Batch], method: Method) -> Stream:

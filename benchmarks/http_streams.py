@@ -30,11 +30,11 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from attune import Client
+from benchmarks.console import machine, versions
 from benchmarks.corruptions.shift import Shift
 from benchmarks.datasets import CaptionedImages, load_split
 from benchmarks.embedding import generator_for
 from benchmarks.protocol import Direction, Task, make_task
-from benchmarks.report import machine, versions
 from benchmarks.server import running_server
 from encoders.preprocessing import open_image
 

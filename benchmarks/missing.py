@@ -32,6 +32,7 @@ from torch import Tensor
 from adapters.base import AdapterError
 from adapters.completion import Completed, Completion, fit_completion
 from adapters.latent import BadEmbeddings
+from benchmarks.console import machine, make_console, versions
 from benchmarks.datasets import DatasetError
 from benchmarks.embedding import Progress as Done
 from benchmarks.embedding import default_cache
@@ -72,7 +73,6 @@ from benchmarks.missing_sets import (
     load_classifier_set,
     load_retrieval_set,
 )
-from benchmarks.report import machine, make_console, versions
 from encoders.base import EncoderError
 
 _ERRORS = (AdapterError, DatasetError, EncoderError, FileNotFoundError)

@@ -35,8 +35,8 @@ from rich.progress import track
 from rich.table import Table
 
 from attune import Client
+from benchmarks.console import machine, make_console, versions
 from benchmarks.redis_server import redis_server
-from benchmarks.report import machine, make_console, versions
 from benchmarks.server import running_server
 from service.http import logs
 from service.messages import (

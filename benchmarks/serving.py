@@ -31,13 +31,13 @@ from rich.table import Table
 
 from adapters.registry import make_method
 from attune import AttuneError, Client
+from benchmarks.console import machine, versions
 from benchmarks.corruptions.shift import Shift
 from benchmarks.datasets import CaptionedImages, load_split
 from benchmarks.embedding import embed
 from benchmarks.metrics import recall_at, relevant_ranks
 from benchmarks.naive_loop import naive_tcr, stock_batches
 from benchmarks.protocol import Direction, Task, make_task, prepare_queries
-from benchmarks.report import machine, versions
 from benchmarks.server import running_server
 from encoders.base import Encoder
 from encoders.load import load_encoder

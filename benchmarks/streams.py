@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.console import machine, make_console, versions
 from benchmarks.redis_server import redis_server
-from benchmarks.report import machine, make_console, versions
 from benchmarks.stream_memory import weigh_all
 from demo.scenes import scenes
 from service.engine import Engine, running_engine

@@ -6,7 +6,7 @@ Letters: B queries, D features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,6 +70,17 @@ class Tower(Adaptable, Protocol):
 
     def prepare(self, items: Sequence[str] | Sequence[np.ndarray]) -> Inputs:
         """Texts, or pictures uint8 [3, H, W] of the encoder's input size, to a batch. No gradient."""
+
+
+@runtime_checkable
+class PictureTower(Tower, Protocol):
+    """A tower that still knows the pictures of a batch, for methods that change them."""
+
+    def pictures(self, inputs: Any) -> torch.Tensor:
+        """What `inputs` were prepared from: normalised [B, 3, H, W]."""
+
+    def prepare_tensors(self, tensor: torch.Tensor) -> Inputs:
+        """Normalised pictures [B, 3, H, W] to a batch. No gradient."""
 
 
 class Encoder(Protocol):

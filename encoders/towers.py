@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -38,20 +38,21 @@ class Prepared:
     """A batch up to the first adaptable parameter.
 
     hidden: [B, ...]; mask: additive attention mask or the tokenizer's [B, L]; positions: [B] the token to
-    pool.
+    pool; pictures: what it was prepared from, normalised [B, 3, H, W], where it was.
     """
 
     hidden: Tensor
     mask: Tensor | None = None
     positions: Tensor | None = None
+    pictures: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.hidden.shape[0])
 
     def __getitem__(self, rows: Tensor) -> Prepared:
         """Those rows (int64 [n]) as a batch of their own."""
-        mask = None if self.mask is None else self.mask[rows]
-        return Prepared(self.hidden[rows], mask, None if self.positions is None else self.positions[rows])
+        rest = (None if part is None else part[rows] for part in (self.mask, self.positions, self.pictures))
+        return Prepared(self.hidden[rows], *rest)
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,15 @@ class ImageTower:
 
     def prepare_tensors(self, tensor: Tensor) -> Prepared:
         """Pixels [B, 3, H, W] that are already normalised."""
+        pictures = tensor.to(self._device, self._scale.dtype)
         with torch.no_grad():
-            return self._body.stem(tensor.to(self._device, self._scale.dtype))
+            return replace(self._body.stem(pictures), pictures=pictures)
+
+    def pictures(self, inputs: Prepared) -> Tensor:
+        """What `inputs` were prepared from: normalised [B, 3, H, W]."""
+        if inputs.pictures is None:
+            raise EncoderError("these inputs were not prepared from pictures")
+        return inputs.pictures
 
     def encode(self, inputs: Prepared, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         return _encode(self._body, self.parameters, inputs, parameters)

@@ -15,15 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.base import Forward, Method, StepReport
+from adapters.base import Again, Classes, Forward, Method, StepReport
 from adapters.completion import Completed, Completion, hand_on, remember, remembered
 from adapters.drift import relative_distance
+from adapters.selection import shuffle_patches
 from adapters.state import AdaptationState
-from encoders.base import MODALITIES, Adaptable
+from encoders.base import MODALITIES, Adaptable, PictureTower
 from service.composed import ComposedTower, detached, under
 from service.guard.canaries import CheckCanaries
 from service.guard.guard import FEWEST_QUERIES, Guard, GuardEvent, Ruling
 from service.guard.look import Look, look_at, sample_rows
+
+NEAREST_CLASSES = 256
+"""Of each query, where a gallery has more items than a method takes for classes."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ class SearchSide(Protocol):
 
     def vectors(self, positions: np.ndarray) -> Tensor:
         """positions [B] -> [B, D] on the encoder's device."""
+
+    def classes(self, features: Tensor, most: int) -> Classes:
+        """All vectors, if they are no more than `most`, else those nearest to the features [B, D]."""
 
 
 @dataclass
@@ -235,7 +242,18 @@ class _Batch:
     def forward(self, step: _Step, number: int) -> Forward:
         """What methods see of a step that found candidates."""
         assert step.candidates is not None
-        return Forward(step.features, step.candidates, number, step.completed, _completion(self.tower))
+        classes = None
+        if self.method.most_classes:
+            classes = self.side.classes(step.features.detach(), self.method.most_classes)
+        return Forward(
+            step.features,
+            step.candidates,
+            number,
+            classes=classes,
+            again=_again(self),
+            completed=step.completed,
+            completion=_completion(self.tower),
+        )
 
 
 @dataclass(frozen=True)
@@ -325,7 +343,10 @@ def _learn(
                 on_answer = None
         yield
         clock.restart()
+        learned = report.applied
         report = method.learn(working, forward)
+        if learned and not report.applied:  # in an earlier step
+            report = replace(report, applied=True)
         if report.finite is not None:
             finite.append(report.finite)
         clock.lap("adapt_ms")
@@ -347,6 +368,23 @@ def _learn(
             )  # fmt: skip
         on_answer(EarlyAnswer(early, outcome.status, outcome.reason, _version(outcome, state)))
     return outcome
+
+
+def _again(batch: _Batch) -> Again:
+    tower, inputs = batch.tower, batch.inputs
+
+    def encode(parameters: Mapping[str, Tensor], rows: Tensor | None) -> Tensor:
+        return tower.encode(inputs if rows is None else inputs[rows], parameters)
+
+    if not isinstance(tower, PictureTower):
+        return Again(tower.parameters, encode)
+    pictured: PictureTower = tower
+
+    def shuffled(parameters: Mapping[str, Tensor], rows: Tensor, order_by: Tensor) -> Tensor:
+        pictures = shuffle_patches(pictured.pictures(inputs)[rows], order_by)
+        return pictured.encode(pictured.prepare_tensors(pictures), parameters)
+
+    return Again(tower.parameters, encode, shuffled)
 
 
 def _version(outcome: Outcome, state: AdaptationState) -> int:

@@ -102,12 +102,13 @@ class Tasks:
     def choose(self, task: Task, name: str, settings: Mapping[str, Any]) -> Chosen:
         """Raises UnknownMethod, BadSettings, NotFound (no model), and what the method needs and lacks."""
         if task == "retrieve":
-            return Chosen(name, dict(settings), make_method(name, settings))
+            method = make_method(name, settings, model_temperature=self.encoder.temperature)
+            return Chosen(name, dict(settings), method)
         if self.classifier is None:
             raise NotFound("this server has no classifier", code="no_classifier")
-        method = make_classify_method(name, settings)
-        method.check(self.classifier)
-        return Chosen(name, dict(settings), method)
+        classify_method = make_classify_method(name, settings)
+        classify_method.check(self.classifier)
+        return Chosen(name, dict(settings), classify_method)
 
     def default(self, task: Task) -> Chosen:
         """Of a new stream. Raises NotFound (no model)."""

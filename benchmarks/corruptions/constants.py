@@ -1,6 +1,7 @@
 """Published constants of the corruptions. Tuples are severities 1 to 5.
 
-Pictures: Hendrycks & Dietterich, ImageNet-C (ICLR 2019), values for floats in [0, 1] at 224 x 224 pixels.
+Pictures: Hendrycks & Dietterich, ImageNet-C (ICLR 2019), values for floats in [0, 1] at 224 x 224 pixels;
+where MM_Robustness, which made COCO-C and Flickr-C, has others, the name says so.
 Sound: the audio corruptions of READ (ICLR 2024) and BriMPR, values for waveforms in [-1, 1].
 Texts: the generator of "Are Multimodal Models Robust to Image and Text Perturbations?" (MM_Robustness), which
 uses nlpaug 1.1.7 for characters and EDA for words.
@@ -33,6 +34,7 @@ ZOOM_FACTORS = tuple(
     for step, count in ((0.01, 12), (0.01, 16), (0.02, 11), (0.02, 13), (0.03, 11))
 )
 """Rounding in numpy's arange, from which these come, lets severity 1 include its end, 1.11."""
+ZOOM_FACTORS_MM_ROBUSTNESS = (*ZOOM_FACTORS[:4], tuple(1.0 + 0.03 * number for number in range(12)))
 SNOW_LOC = (0.1, 0.2, 0.55, 0.55, 0.55)
 SNOW_SCALE = (0.3, 0.3, 0.3, 0.3, 0.3)
 SNOW_ZOOM = (3.0, 2.0, 4.0, 4.5, 2.5)
@@ -48,6 +50,7 @@ FROST_TEXTURES = 5
 FOG_STRENGTH = (1.5, 2.0, 2.5, 2.5, 3.0)
 FOG_WIBBLE_DECAY = (2.0, 2.0, 1.7, 1.5, 1.4)
 FOG_WIBBLE = 100.0
+FOG_MAP_MM_ROBUSTNESS = 1024
 BRIGHTNESS_ADDED = (0.1, 0.2, 0.3, 0.4, 0.5)
 CONTRAST_FACTOR = (0.4, 0.3, 0.2, 0.1, 0.05)
 ELASTIC_ALPHA = (488.0, 488.0, 12.2, 17.08, 29.28)
@@ -56,6 +59,8 @@ ELASTIC_AFFINE = (24.4, 48.8, 4.88, 4.88, 4.88)
 ELASTIC_TRUNCATE = 3.0
 PIXELATE_FACTOR = (0.6, 0.5, 0.4, 0.3, 0.25)
 JPEG_QUALITY = (25, 18, 15, 10, 7)
+SAVED_JPEG_QUALITY: Mapping[str, int] = {"imagenet_c": 85, "mm_robustness": 95}
+"""What the released sets of each style were saved with, after the corruption."""
 
 AUDIO_GAUSSIAN_SIGMA = (0.08, 0.12, 0.18, 0.26, 0.38)
 AUDIO_GAIN_DB = (1.0, 2.0, 4.0, 6.0, 8.0)
@@ -63,6 +68,10 @@ AUDIO_GAIN_DB = (1.0, 2.0, 4.0, 6.0, 8.0)
 
 TEXT_RATE_PER_LEVEL = 0.05
 TEXT_LEVELS = (1, 2, 3, 4, 5, 6, 7)
+"""Of characters and words; of words only 6 and 7 were released."""
+SENTENCE_LEVELS = (1,)
+SIMILARITY_FLOOR = 0.9
+SIMILARITY_DRAWS = 100
 CHARACTER_SHARE = 0.3
 CHARACTERS_PER_WORD = (1, 10)
 """Fewest and most characters that change in one word."""
@@ -73,6 +82,24 @@ SHORTEST_WORD_OCR = 1
 RANDOM_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!@#$%^&*()_+"
 END_PUNCTUATION = ".,!?;:"
 SWAP_REDRAWS = 3
+INSERTION_DRAWS = 10
+"""How many words are tried for one that has a synonym."""
+STOP_WORDS = frozenset(
+    {
+        "i", "me", "my", "myself", "we", "our", "ours", "ourselves", "you", "your", "yours", "yourself",
+        "yourselves", "he", "him", "his", "himself", "she", "her", "hers", "herself", "it", "its", "itself",
+        "they", "them", "their", "theirs", "themselves", "what", "which", "who", "whom", "this", "that",
+        "these", "those", "am", "is", "are", "was", "were", "be", "been", "being", "have", "has", "had",
+        "having", "do", "does", "did", "doing", "a", "an", "the", "and", "but", "if", "or", "because", "as",
+        "until", "while", "of", "at", "by", "for", "with", "about", "against", "between", "into", "through",
+        "during", "before", "after", "above", "below", "to", "from", "up", "down", "in", "out", "on", "off",
+        "over", "under", "again", "further", "then", "once", "here", "there", "when", "where", "why", "how",
+        "all", "any", "both", "each", "few", "more", "most", "other", "some", "such", "no", "nor", "not",
+        "only", "own", "same", "so", "than", "too", "very", "s", "t", "can", "will", "just", "don", "should",
+        "now",
+    }
+)  # fmt: skip
+"""EDA's list: SR replaces none of them."""
 OCR_CONFUSIONS: Mapping[str, str] = {
     "0": "89oOD",
     "1": "47lI",

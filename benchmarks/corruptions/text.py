@@ -1,8 +1,9 @@
-"""Text corruptions of the retrieval benchmarks that need no outside model (methods.md 5.2).
+"""The 15 text corruptions of the retrieval benchmarks (methods.md 5.2).
 
-Characters, after nlpaug 1.1.7: OCR confusions, CI insert, CR replace, CS swap, CD delete. Words, after EDA:
-RS swap, RD delete. Level L changes about a share p = 0.05 L of the words. The published word corruptions are
-also filtered by a sentence-similarity model; here they are not.
+Characters, after nlpaug 1.1.7: OCR confusions, CI insert, CR replace, CS swap, CD delete. Words, after EDA
+(`words.py`): SR, RI, RS, RD, and IP. Sentences: Formal, Casual, Passive, Active, Backtrans, through models.
+Level L changes about a share p = 0.05 L of the words. As in the papers, those of words and styles are redrawn
+until they are similar enough, where a similarity is given; without one they are taken as they come.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Literal
 
 import numpy as np
 
 from benchmarks.corruptions import constants as c
+from benchmarks.corruptions import words
+from benchmarks.corruptions.text_tools import TextTools, usual_tools
 
 CorruptWord = Callable[[str, np.random.Generator], str]
-CorruptText = Callable[[str, float, np.random.Generator], str]
+CorruptText = Callable[[str, float, np.random.Generator, TextTools], str]
+Kind = Literal["character", "word", "sentence"]
 
 _TOKENS = re.compile(r"\w+|[^\w\s]")
 
@@ -98,7 +103,7 @@ def _delete(word: str, rng: np.random.Generator) -> str:
 def _characters(change: CorruptWord, eligible: Callable[[str], bool]) -> CorruptText:
     """Apply `change` to int(p * tokens) of the eligible tokens, at least 1 and at most 10."""
 
-    def corrupt(text: str, rate: float, rng: np.random.Generator) -> str:
+    def corrupt(text: str, rate: float, rng: np.random.Generator, tools: TextTools) -> str:
         tokens = _TOKENS.findall(text)
         attached = [token in c.END_PUNCTUATION for token in tokens]
         candidates = [i for i, token in enumerate(tokens) if eligible(token)]
@@ -126,37 +131,32 @@ def _confusable(token: str) -> bool:
     return len(token) >= c.SHORTEST_WORD_OCR and any(character in OCR_TABLE for character in token)
 
 
-def _words(text: str) -> list[str]:
-    """Lower case, everything but a-z is a space (EDA)."""
-    return re.sub(r"[^a-z]+", " ", text.lower()).split()
+def _rewritten(name: str) -> CorruptText:
+    def corrupt(text: str, rate: float, rng: np.random.Generator, tools: TextTools) -> str:
+        rewrite = tools.need_rewriter(name)
+        return rewrite(text, rng) if text.strip() else text
 
-
-def _swap_words(text: str, rate: float, rng: np.random.Generator) -> str:
-    words = _words(text)
-    if not words:
-        return text
-    for _ in range(max(1, int(rate * len(words)))):
-        first = int(rng.integers(len(words)))
-        for _ in range(1 + c.SWAP_REDRAWS):
-            second = int(rng.integers(len(words)))
-            if second != first:
-                break
-        words[first], words[second] = words[second], words[first]
-    return " ".join(words)
-
-
-def _delete_words(text: str, rate: float, rng: np.random.Generator) -> str:
-    words = _words(text)
-    if not words:
-        return text
-    kept = [word for word, drawn in zip(words, rng.random(len(words)), strict=True) if drawn > rate]
-    return " ".join(kept or [words[rng.integers(len(words))]])
+    return corrupt
 
 
 @dataclass(frozen=True)
 class TextCorruption:
+    """`filtered`: redrawn until similar enough, where a similarity is given. `needs`: a tool, in words."""
+
     corrupt: CorruptText
     summary: str
+    kind: Kind = "character"
+    levels: Sequence[int] = c.TEXT_LEVELS
+    filtered: bool = False
+    needs: Literal["", "WordNet", "a model", "two models"] = ""
+
+
+def _of_words(corrupt: CorruptText, summary: str, needs: Literal["", "WordNet"] = "") -> TextCorruption:
+    return TextCorruption(corrupt, summary, kind="word", filtered=True, needs=needs)
+
+
+def _style(name: str, summary: str) -> TextCorruption:
+    return TextCorruption(_rewritten(name), summary, "sentence", c.SENTENCE_LEVELS, True, "a model")
 
 
 # A further corruption is one more entry.
@@ -166,23 +166,57 @@ TEXT_CORRUPTIONS: Mapping[str, TextCorruption] = {
     "CR": TextCorruption(_characters(_replace, _long_enough), "characters replaced"),
     "CS": TextCorruption(_characters(_swap, _long_enough), "neighbouring characters swapped"),
     "CD": TextCorruption(_characters(_delete, _long_enough), "characters deleted"),
-    "RS": TextCorruption(_swap_words, "words swapped"),
-    "RD": TextCorruption(_delete_words, "words deleted"),
+    "SR": _of_words(words.replace_by_synonyms, "words replaced by synonyms", "WordNet"),
+    "RI": _of_words(words.insert_synonyms, "synonyms inserted", "WordNet"),
+    "RS": _of_words(words.swap_words, "words swapped"),
+    "RD": _of_words(words.delete_words, "words deleted"),
+    "IP": _of_words(words.insert_punctuation, "punctuation marks inserted"),
+    "Formal": _style("Formal", "rewritten formally"),
+    "Casual": _style("Casual", "rewritten casually"),
+    "Passive": _style("Passive", "rewritten in the passive voice"),
+    "Active": _style("Active", "rewritten in the active voice"),
+    "Backtrans": TextCorruption(
+        _rewritten("Backtrans"), "to German and back", "sentence", c.SENTENCE_LEVELS, needs="two models"
+    ),
 }
+"""In the retrieval papers' order."""
 
 
-def corrupt_text(text: str, name: str, severity: int, rng: np.random.Generator) -> str:
+def corrupt_text(
+    text: str, name: str, severity: int, rng: np.random.Generator, tools: TextTools | None = None
+) -> str:
     """A corrupted copy of `text`; where nothing in it can be corrupted, the text itself.
 
-    severity  level 1..7, p = 0.05 * level
+    severity  level 1..7, p = 0.05 * level; sentences have level 1 only
+    tools     None: a WordNet where there is one in its usual places, and nothing else
 
     Raises:
         KeyError: there is no such corruption.
         ValueError: wrong level.
+        MissingTool: a WordNet or a model is needed and not there.
     """
     if name not in TEXT_CORRUPTIONS:
         close = get_close_matches(name.upper(), TEXT_CORRUPTIONS, n=1)
         raise KeyError(f"no text corruption {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    if severity not in c.TEXT_LEVELS:
-        raise ValueError(f"the level is {c.TEXT_LEVELS[0]} to {c.TEXT_LEVELS[-1]}, not {severity}")
-    return TEXT_CORRUPTIONS[name].corrupt(text, c.TEXT_RATE_PER_LEVEL * severity, rng)
+    corruption, levels = TEXT_CORRUPTIONS[name], TEXT_CORRUPTIONS[name].levels
+    if severity not in levels:
+        raise ValueError(f"the level is {levels[0]} to {levels[-1]}, not {severity}")
+    given = usual_tools() if tools is None else tools
+    rate = c.TEXT_RATE_PER_LEVEL * severity
+    corrupted = corruption.corrupt(text, rate, rng, given)
+    if not corruption.filtered or given.similarity is None or corrupted == text:
+        return corrupted
+    for _ in range(c.SIMILARITY_DRAWS - 1):
+        if given.similarity(text, corrupted) >= c.SIMILARITY_FLOOR:
+            break
+        corrupted = corruption.corrupt(text, rate, rng, given)
+    return corrupted
+
+
+def check_tools(name: str, tools: TextTools | None = None) -> None:
+    """Whether a corruption has what it needs, before the first text. Raises MissingTool."""
+    given = usual_tools() if tools is None else tools
+    if TEXT_CORRUPTIONS[name].needs == "WordNet":
+        given.need_wordnet(name)
+    elif TEXT_CORRUPTIONS[name].needs:
+        given.need_rewriter(name)

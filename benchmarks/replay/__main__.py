@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
+from benchmarks.console import make_console
 from benchmarks.replay.golden import GoldenError
 from benchmarks.replay.run import Replayed, replay_folder
-from benchmarks.report import make_console
 
 _COLOURS = {"ok": "green", "miss": "red", "broken": "red"}
 

@@ -31,7 +31,12 @@ def _toy_tower(comparison: Comparison) -> ToyTower:
         for name in golden.arrays
         if name.startswith("init.")
     }
-    return ToyTower(weights, trainable=golden.constant("trainable"), epsilon=float(golden.constant("ln_eps")))
+    return ToyTower(
+        weights,
+        trainable=golden.constant("trainable"),
+        epsilon=float(golden.constant("ln_eps")),
+        shape=golden.constants.get("image_shape"),
+    )
 
 
 def _replay_toy(comparison: Comparison) -> None:

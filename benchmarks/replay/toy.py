@@ -18,7 +18,16 @@ class ToyTower:
 
     modality: Modality = "image"
 
-    def __init__(self, weights: Mapping[str, Tensor], *, trainable: Sequence[str], epsilon: float) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        *,
+        trainable: Sequence[str],
+        epsilon: float,
+        shape: Sequence[int] | None = None,
+    ) -> None:
+        """`shape` of a picture, where the inputs are pictures."""
+        self._shape = shape
         self._weights = dict(weights)
         self._epsilon = epsilon
         self.parameters: Mapping[str, Tensor] = {name: self._weights[name] for name in trainable}
@@ -26,6 +35,12 @@ class ToyTower:
     def prepare(self, items: Sequence[str] | Sequence[np.ndarray] | np.ndarray) -> Tensor:
         """Arrays [B, ...] -> [B, features]."""
         return torch.as_tensor(np.asarray(items)).to(self._weights["fc1.weight"].dtype).flatten(1)
+
+    def pictures(self, inputs: Any) -> Tensor:
+        return inputs.unflatten(1, self._shape)
+
+    def prepare_tensors(self, tensor: Tensor) -> Tensor:
+        return tensor.flatten(1)
 
     def encode(self, inputs: Any, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         weights = {**self._weights, **(parameters or {})}

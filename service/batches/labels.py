@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.base import Method
+from adapters.base import Classes, Method
 from adapters.state import AdaptationState
 from encoders.base import Encoder
 from service.batches.base import OnAnswer, given
@@ -38,6 +38,9 @@ class LabelSide:
     def search(self, features: Tensor, k: int) -> Ranking:
         scores, positions = torch.topk(features.float() @ self.features.T, min(k, len(self.features)), dim=-1)
         return Ranking(to_numpy(scores), positions.cpu().numpy())
+
+    def classes(self, features: Tensor, most: int) -> Classes:
+        return Classes(self.features, 0)  # they never change, and are few
 
     def vectors(self, positions: np.ndarray) -> Tensor:
         return self.features[torch.from_numpy(positions).to(self.features.device)]

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from service.cli import calibrate, calibration, classify, galleries, query, redis, serve, snapshots, streams
+from service.cli import (
+    calibrate,
+    calibration,
+    classify,
+    corrupt,
+    galleries,
+    query,
+    redis,
+    serve,
+    snapshots,
+    streams,
+)
 from service.version import VERSION
 
 app = typer.Typer(
@@ -22,6 +33,7 @@ app.command("serve")(serve.serve)
 app.command("query")(query.query)
 app.command("classify")(classify.classify)
 app.command("calibrate")(calibrate.calibrate)
+app.command("corrupt")(corrupt.corrupt)
 app.add_typer(galleries.app, name="gallery")
 app.add_typer(calibration.app, name="calibration")
 app.add_typer(streams.app, name="stream")

@@ -231,7 +231,9 @@ def test_spoilt_embeddings_are_reported_and_teach_nothing() -> None:
     inputs.parts["image"][3, 2] = float("nan")
     features, completed = tower.encode_completed(inputs, state.parameters)
     before = everything(state)
-    report = method.learn(state, Forward(features, features.detach(), 0, completed, tower.completion))
+    report = method.learn(
+        state, Forward(features, features.detach(), 0, completed=completed, completion=tower.completion)
+    )
     assert report.finite is not None
     assert not bool(report.finite)
     assert_identical(state, before)

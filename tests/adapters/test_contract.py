@@ -101,7 +101,9 @@ def test_every_batch_is_counted_and_applied_ones_raise_the_version(name: str) ->
 
 @learning
 def test_a_learning_method_moves_every_parameter(name: str) -> None:
-    state = after_three(name)
+    """SAR's recovery would put them back: on so small a gallery its average entropy is low from the start."""
+    tower, method = small_tower(name), make_method(name, {"reset_constant": 0.0} if name == "sar" else {})
+    state = run(method, start(method, tower), BATCHES, tower)[0]
     for parameter, value in small_tower(name).parameters.items():
         assert not torch.equal(state.parameters[parameter], value)
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from adapters.base import BadSettings, UnknownMethod
-from adapters.registry import METHODS, make_method
+from adapters.registry import METHODS, PRESETS, make_method
+from adapters.tcr import TCR
 
 
 def test_settings_are_laid_over_the_defaults() -> None:
@@ -24,6 +25,7 @@ def test_the_defaults_are_the_released_ones() -> None:
         "learning_rate": 3e-4,
         "weight_decay": 1e-4,
         "temperature": 0.02,
+        "relative_temperature": None,
         "uniformity_temperature": 0.1,
         "uniformity_mode": "mul",
         "memory_fraction": 0.3,
@@ -96,3 +98,27 @@ def test_a_value_out_of_range_names_method_setting_and_value(setting: str, value
     with pytest.raises(BadSettings, match=f"tcr: {setting}: .*got ") as caught:
         make_method("tcr", {setting: value})
     assert repr(value) in str(caught.value)
+
+
+def test_a_preset_stands_for_settings_and_others_go_over_it() -> None:
+    attune = make_method("tcr", {"preset": "attune", "steps": 2}, model_temperature=0.05)
+    assert isinstance(attune, TCR)
+    assert attune.steps == 2
+    assert attune.settings.learning_rate == PRESETS["tcr"]["attune"]["learning_rate"]
+    assert attune.temperature == pytest.approx(0.05 * PRESETS["tcr"]["attune"]["relative_temperature"])
+    assert make_method("tcr", {"preset": "paper"}).settings == make_method("tcr").settings
+    assert make_method("tent", {"preset": "paper"}).settings == make_method("tent").settings
+
+
+def test_an_unknown_preset_is_refused_and_the_known_ones_are_named() -> None:
+    with pytest.raises(BadSettings, match="tcr has no preset 'best'; it has paper, attune"):
+        make_method("tcr", {"preset": "best"})
+
+
+def test_a_relative_temperature_needs_the_model() -> None:
+    relative = make_method("tcr", {"relative_temperature": 2.0})
+    assert isinstance(relative, TCR)
+    assert relative.temperature == relative.settings.temperature
+    told = make_method("rest_like", {"relative_temperature": 2.0}, model_temperature=0.1)
+    assert isinstance(told, TCR)
+    assert told.temperature == pytest.approx(0.2)

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks.corruptions import IMAGE_CORRUPTIONS, VIDEO_CORRUPTIONS, Shift, UnknownShift, corrupt_image
+from benchmarks.corruptions import (
+    IMAGE_CORRUPTIONS,
+    STYLES,
+    TEXT_CORRUPTIONS,
+    VIDEO_CORRUPTIONS,
+    Shift,
+    Style,
+    UnknownShift,
+    corrupt_image,
+    sheet,
+)
+from benchmarks.corruptions import constants as c
+from benchmarks.corruptions.filters import area_resize, gaussian_blur, line
 from benchmarks.corruptions.image import plasma
+from benchmarks.corruptions.warps import _scan
+from benchmarks.corruptions.weather import frost_texture
+from demo.scenes import render, scenes
+from tests.conftest import shared_folder
 
 NAMES = list(IMAGE_CORRUPTIONS)
-# Fog's higher severities change the cloud's shape more than its strength; pixelate's blocks may fall in with
-# the picture's own waves; glass blur trades iterations for reach, elastic transform bends for ripples, frost
-# the picture for ice. So their distance need not grow at every single severity.
-NOT_MONOTONE = {"fog", "pixelate", "glass_blur", "elastic_transform", "frost"}
+NOT_FURTHER = {
+    ("glass_blur", 3): "fewer iterations of a longer reach",
+    ("snow", 2): "many small flakes become fewer large ones, while the whitening stays",
+    ("frost", 3): "less of the picture below as much ice",
+    ("fog", 3): "the same strength with a finer cloud",
+    ("fog", 4): "mm_robustness: a corner of a large cloud is darker or lighter by chance",
+    ("elastic_transform", 2): "bends of the whole picture become ripples",
+}
+"""Steps from a severity to the next that the published constants do not make worse, and why."""
 
 
 def picture(height: int = 48, width: int = 48) -> np.ndarray:
@@ -28,19 +54,28 @@ def picture(height: int = 48, width: int = 48) -> np.ndarray:
     return np.clip(channels, 0, 255).astype(np.uint8)
 
 
-def corrupted(name: str, severity: int, seed: int = 0, image: np.ndarray | None = None) -> np.ndarray:
+def corrupted(
+    name: str, severity: int, seed: int = 0, image: np.ndarray | None = None, style: Style = "imagenet_c"
+) -> np.ndarray:
     image = picture() if image is None else image
-    return corrupt_image(image, name, severity, np.random.default_rng(seed))
+    return corrupt_image(image, name, severity, np.random.default_rng(seed), style=style)
 
 
-def distance(name: str, severity: int) -> float:
-    difference = corrupted(name, severity).astype(float) - picture()
-    return float(np.abs(difference).mean())
+def distance(name: str, severity: int, style: Style = "imagenet_c") -> float:
+    """Mean over three square pictures and two seeds."""
+    images = [picture(96, 96), *(np.asarray(render(scene, 96).convert("RGB")) for scene in scenes("test", 2))]
+    differences = [
+        np.abs(corrupted(name, severity, seed, image, style).astype(float) - image).mean()
+        for image in images
+        for seed in (0, 1)
+    ]
+    return float(np.mean(differences))
 
 
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_seed_gives_the_same_picture(name: str) -> None:
-    assert np.array_equal(corrupted(name, 3), corrupted(name, 3))
+def test_the_same_seed_gives_the_same_picture(name: str, style: Style) -> None:
+    assert np.array_equal(corrupted(name, 3, style=style), corrupted(name, 3, style=style))
 
 
 @pytest.mark.parametrize(
@@ -50,31 +85,36 @@ def test_another_seed_gives_another_picture(name: str) -> None:
     assert not np.array_equal(corrupted(name, 3), corrupted(name, 3, seed=1))
 
 
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 2), (33, 50), (300, 20)])
-def test_any_size_keeps_its_shape_and_type(name: str, size: tuple[int, int]) -> None:
-    image = picture(*size)
-    kept = image.copy()
-    for severity in (1, 5):
-        result = corrupted(name, severity, image=image)
-        assert result.shape == image.shape
-        assert result.dtype == np.uint8
-    assert np.array_equal(image, kept), "the input was changed"
+def test_any_size_keeps_its_shape_and_type(name: str, style: Style) -> None:
+    """But for pixelate of mm_robustness, which exchanges height and width."""
+    for size in [(1, 1), (1, 9), (7, 2), (33, 50), (300, 20)]:
+        image = picture(*size)
+        kept = image.copy()
+        for severity in (1, 5):
+            result = corrupted(name, severity, image=image, style=style)
+            turned = style == "mm_robustness" and name == "pixelate"
+            assert result.shape == ((size[1], size[0], 3) if turned else image.shape)
+            assert result.dtype == np.uint8
+        assert np.array_equal(image, kept), "the input was changed"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in NOT_MONOTONE])
-def test_a_higher_severity_is_further_from_the_picture(name: str) -> None:
-    distances = [distance(name, severity) for severity in range(1, 6)]
-    assert distances == sorted(distances)
-    assert distances[0] > 0.5
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_higher_severity_is_further_from_the_picture(name: str, style: Style) -> None:
+    distances = [distance(name, severity, style) for severity in range(1, 6)]
+    assert min(distances) > 1
+    for severity, (milder, worse) in enumerate(pairwise(distances), start=1):
+        assert worse > milder or (name, severity) in NOT_FURTHER
 
 
-def test_pixelate_at_its_worst_is_further_from_the_picture_than_at_its_mildest() -> None:
-    assert distance("pixelate", 5) > 1.5 * distance("pixelate", 1) > 0
-
-
-def test_fog_is_never_mild() -> None:
-    assert all(distance("fog", severity) > 20 for severity in range(1, 6))
+@pytest.mark.parametrize("name", NAMES)
+def test_grey_pictures_are_taken_as_three_equal_channels(name: str) -> None:
+    grey = picture()[:, :, 0]
+    expected = corrupted(name, 2, image=np.repeat(grey[:, :, None], 3, axis=2))
+    assert np.array_equal(corrupted(name, 2, image=grey), expected)
+    assert np.array_equal(corrupted(name, 2, image=grey[:, :, None]), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -144,12 +184,23 @@ def test_defocus_blur_spreads_a_point_over_a_disk_of_the_published_radius() -> N
     assert ((rows - 15) ** 2 + (columns - 15) ** 2).max() == 9
 
 
-def test_motion_blur_spreads_a_point_within_its_radius() -> None:
+def test_motion_blur_smears_a_point_to_one_side() -> None:
+    """A pixel takes what lies ahead of it along x, so a point appears behind itself: to its left."""
     point = np.zeros((61, 61, 3), np.uint8)
     point[30, 30] = 255
     rows, columns = np.nonzero(corrupted("motion_blur", 1, image=point)[:, :, 0])
-    assert np.hypot(rows - 30, columns - 30).max() <= 10 + 2**0.5
+    assert columns.max() == 30
+    assert np.hypot(rows - 30, columns - 30).max() <= 20 + 2**0.5
     assert len(rows) > 5
+
+
+def test_the_line_of_motion_has_imagemagicks_weights() -> None:
+    """Radius 2: t = 0..4, exp(-t^2 / 2 sigma^2); at 0 degrees all in the row of the centre, to its left."""
+    kernel = line(2.0, 3.0, 0.0)
+    weights = np.exp(-(np.arange(5) ** 2) / 18)
+    assert kernel.shape == (9, 9)
+    assert np.allclose(kernel[4, :5][::-1], weights / weights.sum())
+    assert kernel[4].sum() == pytest.approx(1.0)
 
 
 def test_scaled_blur_is_milder_on_a_small_picture_and_the_same_on_a_large_one() -> None:
@@ -196,6 +247,11 @@ def test_unknown_corruption_names_the_nearest() -> None:
         corrupted("gausian_noise", 1)
 
 
+def test_an_unknown_style_is_refused() -> None:
+    with pytest.raises(ValueError, match="imagenet_c or mm_robustness"):
+        corrupt_image(picture(), "fog", 1, np.random.default_rng(0), style="other")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("severity", [0, 6, -1])
 def test_a_severity_outside_one_to_five_is_refused(severity: int) -> None:
     with pytest.raises(ValueError, match="severity is 1 to 5"):
@@ -205,8 +261,9 @@ def test_a_severity_outside_one_to_five_is_refused(severity: int) -> None:
 @pytest.mark.parametrize(
     "image",
     [
-        np.zeros((4, 4), np.uint8),
+        np.zeros(4, np.uint8),
         np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4), np.float64),
         np.zeros((4, 4, 3), np.float32),
         np.zeros((0, 4, 3), np.uint8),
     ],
@@ -226,6 +283,22 @@ def test_shift_reads_name_and_severity() -> None:
     assert [Shift.parse(text).modality for text in ("clean", "fog", "CS")] == [None, "image", "text"]
 
 
+def test_shift_reads_the_style() -> None:
+    released = Shift("fog", 3, "mm_robustness")
+    assert Shift.parse("mm:fog:3") == Shift.parse("mm_robustness:fog:3") == released
+    assert Shift.parse("imagenet_c:fog:3") == Shift.parse("fog:3") == Shift("fog", 3)
+    assert str(released) == "mm:fog:3"
+    assert Shift.parse("mm:fog") == Shift("fog", 5, "mm_robustness")
+    rng = np.random.default_rng
+    expected = corrupted("pixelate", 5, image=picture(30, 20), style="mm_robustness")
+    assert np.array_equal(Shift.parse("mm:pixelate").image(picture(30, 20), rng(0)), expected)
+
+
+def test_a_sentence_has_one_severity() -> None:
+    assert Shift.parse("Formal") == Shift.parse("Formal:1") == Shift("Formal", 1)
+    assert Shift.parse("SR") == Shift("SR", 5)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -238,6 +311,12 @@ def test_shift_reads_name_and_severity() -> None:
         ("OCR:8", "severities 1 to 7"),
         ("clean:2", "no severity"),
         ("", "there is no shift ''"),
+        ("mm:OCR:5", "a style belongs to a corruption of pictures"),
+        ("mm:clean", "a style belongs to"),
+        ("mm:mm:fog:3", "a style belongs to"),
+        ("mm:fgo:3", "did you mean 'fog'"),
+        ("mm:fog:9", "severities 1 to 5, not '9'"),
+        ("Formal:2", "severities 1 only, not '2'"),
     ],
 )
 def test_a_wrong_shift_says_what_there_is(text: str, message: str) -> None:
@@ -291,6 +370,143 @@ def test_zoom_blur_smears_the_rim_and_not_the_centre() -> None:
     assert change[38:43, 38:43].mean() < 60 < 90 < change[:10, :10].mean()
 
 
+def test_the_scan_of_glass_blur_is_what_a_loop_over_pixels_does() -> None:
+    """Pixel by pixel: each copies what lies there at that moment, be it already replaced or not."""
+    height, width, delta = 19, 23, 3
+    rows, columns = np.arange(height - delta, delta, -1), np.arange(width - delta, delta, -1)
+    scanned = (rows[:, None] * width + columns[None, :]).ravel()
+    sources, looped = np.arange(height * width), list(range(height * width))
+    for iteration in range(3):
+        sources = _scan(sources, scanned, width, delta, np.random.default_rng(iteration))
+        steps = np.random.default_rng(iteration).integers(-delta, delta, (2, len(scanned)))
+        for place, right, down in zip(scanned, *steps, strict=True):
+            looped[place] = looped[place + right + down * width]
+    assert sources.tolist() == looped
+
+
+def test_glass_blur_of_mm_robustness_displaces_one_row_only() -> None:
+    """Severity 4 on 40 rows: row 40 - 3 = 37; without it two blurs of sigma 1.1, each cut at 4 cells."""
+    image = picture(40, 40)
+    twice = gaussian_blur(gaussian_blur(image / 255.0, 1.1, edges="edge"), 1.1, edges="edge") * 255
+    change = np.abs(corrupted("glass_blur", 4, image=image, style="mm_robustness") - twice).max(axis=(1, 2))
+    assert change[: 37 - 4].max() <= 0.51
+    assert change[37] > 1
+
+
+def test_zoom_blur_of_mm_robustness_goes_further_at_severity_five_only() -> None:
+    same = [
+        np.array_equal(corrupted("zoom_blur", s), corrupted("zoom_blur", s, style="mm_robustness"))
+        for s in range(1, 6)
+    ]
+    assert same == [True, True, True, True, False]
+    assert c.ZOOM_FACTORS_MM_ROBUSTNESS[4][-1] == pytest.approx(1.33)
+
+
+def test_fog_of_mm_robustness_is_the_corner_of_a_map_of_1024() -> None:
+    grey = np.full((20, 30, 3), 102, np.uint8)
+    cloud = plasma(1024, 2.0, np.random.default_rng(9))[:20, :30]
+    expected = (0.4 + 2.0 * cloud) * 0.4 / 2.4 * 255
+    assert np.abs(corrupted("fog", 2, 9, grey, "mm_robustness") - expected[:, :, None]).max() <= 0.51
+
+
+def test_frost_of_mm_robustness_has_red_and_blue_exchanged() -> None:
+    black = np.zeros((64, 64, 3), np.uint8)
+    blue, brown = (corrupted("frost", 5, 2, black, style).mean(axis=(0, 1)) for style in STYLES)
+    assert blue[0] < blue[2]
+    assert brown[0] > brown[2]
+
+
+def test_snow_of_mm_robustness_weighs_blue_as_red() -> None:
+    """max(x, 1.5 grey + 0.5) of a pure blue: grey is 0.114 there, and 0.299 with the channels exchanged."""
+    blue = np.zeros((8, 8, 3), np.uint8)
+    blue[..., 2] = 255
+    usual, exchanged = (corrupted("snow", 1, 4, blue, style).astype(float)[..., 0] for style in STYLES)
+    visible = exchanged < 254
+    assert np.abs((exchanged - usual)[visible] - 0.2 * 1.5 * (0.299 - 0.114) * 255).max() <= 1.01
+
+
+def test_jpeg_of_mm_robustness_encodes_the_channels_in_reverse() -> None:
+    image = picture()
+    reverse = corrupted("jpeg_compression", 3, image=np.ascontiguousarray(image[..., ::-1]))[..., ::-1]
+    assert np.array_equal(corrupted("jpeg_compression", 3, image=image, style="mm_robustness"), reverse)
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "defocus_blur", "motion_blur", "brightness", "contrast"])
+def test_the_styles_agree_where_the_releases_do(name: str) -> None:
+    assert np.array_equal(corrupted(name, 4), corrupted(name, 4, style="mm_robustness"))
+
+
+def test_resizing_by_area_means_what_each_new_pixel_covers() -> None:
+    """Six values to four: each new one covers 1.5 old ones. Down to one: the mean."""
+    x = np.arange(6.0).reshape(1, 6, 1)
+    expected = [(0 + 0.5 * 1) / 1.5, (0.5 * 1 + 2) / 1.5, (3 + 0.5 * 4) / 1.5, (0.5 * 4 + 5) / 1.5]
+    assert np.allclose(area_resize(x, 1, 4)[0, :, 0], expected)
+    assert np.allclose(area_resize(x, 2, 1), 2.5)
+
+
+@pytest.mark.parametrize("sigma", [2.0, 9.0, 170.8])
+def test_a_gaussian_is_the_same_tap_by_tap_and_as_a_matrix(sigma: float) -> None:
+    """Written out: every reflection of the line summed by its weight; 7 to 683 taps on 11 values."""
+    x = np.random.default_rng(0).random((11, 1))
+    reach = int(4 * sigma + 0.5)
+    offsets = np.arange(-reach, reach + 1)
+    weights = np.exp(-(offsets**2) / (2 * sigma**2))
+    line_of = np.concatenate([x[:, 0], x[::-1, 0]])
+    expected = [(weights * line_of[(offsets + place) % 22]).sum() / weights.sum() for place in range(11)]
+    assert np.allclose(gaussian_blur(x, sigma)[:, 0], expected)
+
+
+def test_the_constants_are_the_collected_ones() -> None:
+    path = shared_folder("reference", "corruption_constants.json")
+    image = json.loads(path.read_text(encoding="utf-8"))["image"]
+    ours = {
+        "gaussian_noise": {"sigma": c.GAUSSIAN_SIGMA},
+        "shot_noise": {"photons": c.SHOT_PHOTONS},
+        "impulse_noise": {"amount": c.IMPULSE_AMOUNT},
+        "speckle_noise": {"sigma": c.SPECKLE_SIGMA},
+        "defocus_blur": {"radius": c.DEFOCUS_RADIUS, "alias_sigma": c.DEFOCUS_ALIAS_SIGMA},
+        "glass_blur": {
+            "sigma": c.GLASS_SIGMA,
+            "max_delta": c.GLASS_MAX_DELTA,
+            "iterations": c.GLASS_ITERATIONS,
+        },
+        "motion_blur": {
+            "radius": c.MOTION_RADIUS,
+            "sigma": c.MOTION_SIGMA,
+            "angle_uniform": c.MOTION_ANGLE_DEGREES,
+        },
+        "zoom_blur": {
+            "num_factors": [len(factors) for factors in c.ZOOM_FACTORS],
+            "num_factors_MM_Robustness": [len(factors) for factors in c.ZOOM_FACTORS_MM_ROBUSTNESS],
+        },
+        "snow": {
+            "loc": c.SNOW_LOC,
+            "scale": c.SNOW_SCALE,
+            "zoom": c.SNOW_ZOOM,
+            "threshold": c.SNOW_THRESHOLD,
+            "mb_radius": c.SNOW_MOTION_RADIUS,
+            "mb_sigma": c.SNOW_MOTION_SIGMA,
+            "mix": c.SNOW_MIX,
+            "angle_uniform": c.SNOW_ANGLE_DEGREES,
+        },
+        "frost": {"image_weight": c.FROST_PICTURE_WEIGHT, "frost_weight": c.FROST_WEIGHT},
+        "fog": {"strength": c.FOG_STRENGTH, "wibble_decay": c.FOG_WIBBLE_DECAY},
+        "brightness": {"add_to_V": c.BRIGHTNESS_ADDED},
+        "contrast": {"factor": c.CONTRAST_FACTOR},
+        "elastic_transform": {
+            "alpha": c.ELASTIC_ALPHA,
+            "sigma": c.ELASTIC_SIGMA,
+            "affine": c.ELASTIC_AFFINE,
+        },
+        "pixelate": {"factor": c.PIXELATE_FACTOR},
+        "jpeg_compression": {"quality": c.JPEG_QUALITY},
+    }
+    assert set(ours) == set(image)
+    for name, constants in ours.items():
+        for constant, values in constants.items():
+            assert list(values) == pytest.approx(image[name][constant]), (name, constant)
+
+
 def test_glass_blur_moves_no_value_further_than_its_reach() -> None:
     """Severity 1: two copies of at most one cell and two blurs cut at 3 cells."""
     point = np.zeros((41, 41, 3), np.uint8)
@@ -306,6 +522,12 @@ def test_snow_whitens_and_falls_differently_by_seed() -> None:
     assert not np.array_equal(first, second)
 
 
+def test_ice_is_as_bright_in_a_small_picture_as_in_a_large_one() -> None:
+    """Means of the five textures; the cloud that thins them out differs by size, so they are not equal."""
+    means = [np.mean([frost_texture(number, size).mean() for number in range(5)]) for size in (64, 512)]
+    assert all(0.3 < mean < 0.5 for mean in means)
+
+
 def test_frost_lets_the_published_share_of_the_picture_through() -> None:
     """Severity 5 is 0.6 x + 0.75 ice: two pictures under the same ice differ by 0.6 of their difference."""
     dark, darker = (np.full((64, 64, 3), value, np.uint8) for value in (60, 10))
@@ -313,3 +535,23 @@ def test_frost_lets_the_published_share_of_the_picture_through() -> None:
     unclipped = first < 254
     assert np.abs((first - second)[unclipped] - 30).max() <= 1
     assert first.std() > 15
+
+
+def test_the_contact_sheet_has_a_row_for_each_and_stays_small(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (30, 20, 3), dtype=np.uint8)).save(tmp_path / "in.png")
+    sheet.main([str(tmp_path / "out.png"), str(tmp_path / "in.png"), "--side", "18"])
+    with Image.open(tmp_path / "out.png") as made:
+        assert made.size == (
+            sheet.LABEL_WIDTH + 7 * (12 + sheet.GAP),
+            sheet.HEAD_HEIGHT + 16 * (18 + sheet.GAP),
+        )
+    assert (Path(__file__).parents[2] / "docs" / "corruptions.png").stat().st_size < 400_000
+
+
+def test_the_document_names_every_corruption_and_its_example_runs() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "corruptions.md").read_text(encoding="utf-8")
+    assert not [name for name in (*IMAGE_CORRUPTIONS, *TEXT_CORRUPTIONS) if f"`{name}`" not in document]
+    names: dict[str, np.ndarray] = {}
+    exec(document.partition("```python\n")[2].partition("```")[0], names)
+    assert np.array_equal(names["foggy"], names["same"])

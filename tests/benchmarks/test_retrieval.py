@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from benchmarks.embedding import gallery_embeddings, generator_for, prepare_imag
 from benchmarks.exact import ExactSide
 from benchmarks.metrics import relevant_ranks, retrieval_metrics
 from benchmarks.protocol import Task, make_task, prepare_queries, run_method
+from benchmarks.runs import read_run
 from encoders.preprocessing import clean_caption, open_image, pixels
 from tests.toy import ToyEncoder, sentence
 
@@ -242,13 +244,12 @@ def test_the_command_writes_every_setting_and_every_batch(
     ]
     assert document["methods"]["tcr"]["steps"] == 2
     assert document["encoder"]["fingerprint"] == "toy-0"
-    assert document["protocol"] == {
-        "direction": "i2t",
-        "queries": IMAGES,
+    assert document["protocol"] == "online"
+    assert document["settings"] == {
         "batch": 8,
-        "seed": 0,
         "limit": None,
         "scale_blur": False,
+        "corrupted_on_disk": False,
     }
     assert (
         document["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -257,10 +258,13 @@ def test_the_command_writes_every_setting_and_every_batch(
     for result in document["results"]:
         assert len(result["batches"]) == 3
         assert set(result["metrics"]) == {"r1", "r5", "r10", "map"}
-        assert {"size", "status", "reason", "drift", "losses", "ms"} == set(result["batches"][0])
+        assert {"size", "status", "reason", "recall", "drift", "losses", "ms"} == set(result["batches"][0])
+        assert (result["direction"], result["seed"], result["queries"]) == ("i2t", 0, IMAGES)
+        of_batches = sum(batch["size"] * batch["recall"]["r1"] for batch in result["batches"]) / IMAGES
+        assert of_batches == pytest.approx(result["metrics"]["r1"], rel=1e-5)
     source, tcr = document["results"][:2]
-    assert source["ms_ratio_to_source"] == 1.0
-    assert tcr["ms_ratio_to_source"] > 0
+    assert retrieval.ratio_to_source(source, document["results"]) == 1.0
+    assert retrieval.ratio_to_source(tcr, document["results"][1:]) is None
     assert source["batches"][0]["reason"] == "the source model does not adapt"
 
 
@@ -295,7 +299,154 @@ def test_what_cannot_be_run_is_said_at_once(
     folder: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     assert retrieval.main(command(folder, *more)) == 2
-    assert message in capsys.readouterr().out.replace("\n", " ")
+    assert message in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.usefixtures("toy")
+def test_one_run_holds_both_directions_several_seeds_and_groups_of_shifts(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    asked = ["--direction", "both", "--shift", "clean", "--shifts", "texts:5", "--shift", "fog:1"]
+    more = ["--method", "source", "--seed", "3", "--seed", "1", "--limit", "8", "--json", str(out)]
+    assert retrieval.main(command(folder, *asked, *more)) == 0
+    run = read_run(out)
+    texts = [shift for shift in run.asked["shifts"] if shift not in ("clean", "fog:1")]
+    assert {"OCR:5", "CD:5", "RS:5"} <= set(texts)
+    assert [(stream.direction, stream.seed, stream.shift) for stream in run.results] == [
+        *(("i2t", seed, shift) for seed in (3, 1) for shift in ("clean", "fog:1")),
+        *(("t2i", seed, shift) for seed in (3, 1) for shift in ("clean", *texts)),
+    ]
+    assert {stream.queries for stream in run.results} == {8}
+
+
+RESUMED = [
+    "--direction",
+    "i2t",
+    "--shift",
+    "clean",
+    "--shift",
+    "fog:1",
+    "--method",
+    "source",
+    "--method",
+    "tcr",
+]
+
+
+def without_times(document: Any) -> Any:
+    """The document without what no two runs share."""
+    timed = {"made_at", "ms", "ms_per_batch", "seconds"}
+    if isinstance(document, dict):
+        return {key: without_times(value) for key, value in document.items() if key not in timed}
+    return [without_times(value) for value in document] if isinstance(document, list) else document
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_a_run_that_was_stopped_ends_as_an_undisturbed_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
+    assert retrieval.main(command(folder, *RESUMED, "--json", str(whole))) == 0
+    ran: list[str] = []
+
+    def until_stopped(**given: Any) -> Any:
+        if len(ran) == stop_at:
+            raise KeyboardInterrupt
+        ran.append(f"{given['shift']} {given['method'].name}")
+        return run_method(**given)
+
+    def until_done(given: Any) -> Any:
+        ran.append(f"{given['shift']} {given['method'].name}")
+        return run_method(**given)
+
+    monkeypatch.setattr(retrieval, "run_method", until_stopped)
+    assert retrieval.main(command(folder, *RESUMED, "--json", str(broken))) == 130
+    assert len(read_run(broken).results) == stop_at
+    monkeypatch.setattr(retrieval, "run_method", lambda **given: until_done(given))
+    assert retrieval.main(command(folder, *RESUMED, "--json", str(broken))) == 0
+    assert ran == ["clean source", "clean tcr", "fog:1 source", "fog:1 tcr"]
+    one, other = (json.loads(path.read_text()) for path in (whole, broken))
+    assert without_times(one) == without_times(other)
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_finished_run_can_be_asked_for_more(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    begun = ["--direction", "i2t", "--shift", "fog:1", "--json", str(out)]
+    assert retrieval.main(command(folder, *begun, "--method", "tcr")) == 0
+    first = json.loads(out.read_text())
+    more = ["--method", "source", "--method", "tcr", "--shift", "clean"]
+    assert retrieval.main(command(folder, *begun, *more)) == 0
+    then = json.loads(out.read_text())
+    assert first["results"][0] in then["results"]
+    assert len(then["results"]) == 4
+    assert first["made_at"] == then["made_at"]
+    assert sorted(then["asked"]["shifts"]) == ["clean", "fog:1"]
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--batch", "4"], "settings.batch is 8 there, 4 now"),
+        (["--setting", "tcr.steps=2"], "tcr.steps is 3 there, 2 now"),
+        (["--limit", "9"], "settings.limit is None there, 9 now"),
+    ],
+)
+def test_a_file_of_other_settings_is_refused_and_left_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    out = tmp_path / "out.json"
+    asked = ["--direction", "i2t", "--shift", "clean", "--method", "tcr", "--json", str(out)]
+    assert retrieval.main(command(folder, *asked)) == 0
+    before = out.read_bytes()
+    assert retrieval.main(command(folder, *asked, *more)) == 2
+    shown = " ".join(capsys.readouterr().out.split())
+    assert message in shown
+    assert "--restart" in shown
+    assert out.read_bytes() == before
+    assert retrieval.main(command(folder, *asked, *more, "--restart")) == 0
+    assert len(json.loads(out.read_text())["results"]) == 1
+    assert out.read_bytes() != before
+
+
+@pytest.mark.usefixtures("toy")
+def test_other_data_of_the_same_name_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, out = tmp_path / folder.name, tmp_path / "out.json"
+    shutil.copytree(folder, copy)
+    asked = ["--direction", "i2t", "--shift", "clean", "--method", "source", "--json", str(out)]
+    assert retrieval.main(command(copy, *asked)) == 0
+    captions = copy / "captions.tsv"
+    captions.write_text(captions.read_text().replace("A ", "The ", 1))
+    assert retrieval.main(command(copy, *asked)) == 2
+    assert "data.digest is" in " ".join(capsys.readouterr().out.split())
+
+
+def test_several_processes_give_what_one_gives(folder: Path, tmp_path: Path) -> None:
+    """With the demo encoder, because other processes do not see what a test replaces."""
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    asked = [
+        "--encoder",
+        "demo",
+        "--data",
+        str(folder),
+        "--split",
+        "test",
+        "--direction",
+        "i2t",
+        "--no-cache",
+    ]
+    asked += ["--shift", "clean", "--shift", "fog:1", "--method", "source", "--batch", "10"]
+    assert retrieval.main([*asked, "--json", str(one)]) == 0
+    assert retrieval.main([*asked, "--parallel", "2", "--json", str(two)]) == 0
+    alone, beside = read_run(one), read_run(two)
+    assert [stream.shift for stream in beside.results] == ["clean", "fog:1"]
+    for stream, other in zip(alone.results, beside.results, strict=True):
+        assert stream.metrics == pytest.approx(other.metrics)
 
 
 def test_a_task_knows_both_modalities(data: CaptionedImages) -> None:

@@ -299,10 +299,11 @@ async def test_a_stream_has_a_method_for_each_task(engine: Engine) -> None:
 
 
 async def test_without_a_task_the_method_says_which(engine: Engine) -> None:
-    assert (await engine.configure_stream("s", "sar", None))["classify"]["method"] == "sar"
+    with pytest.raises(BadSettings, match="t3a"):  # of the classifier, which here has not what it needs
+        await engine.configure_stream("s", "t3a", None)
     assert (await engine.configure_stream("s", "tcr_untrain", None))["method"] == "tcr_untrain"
     with pytest.raises(BadSettings, match="task"):
-        await engine.configure_stream("s", "source", None)
+        await engine.configure_stream("s", "sar", None)
     with pytest.raises(UnknownMethod, match="did you mean tent"):
         await engine.configure_stream("s", "tentt", None)
     with pytest.raises(UnknownMethod):
@@ -324,7 +325,7 @@ async def test_another_method_drops_the_tracks_of_its_task_only(
         queries = tuple(Query(pixels=picture(n)) for n in range(16))
         await engine.retrieve(RetrieveRequest(queries=queries, stream="s", adapt="sync"))
         await settled_version(engine, "s", 2)
-        changed = await engine.configure_stream("s", "sar", None)
+        changed = await engine.configure_stream("s", "sar", None, task="classify")
         assert changed["reset"] is True
         assert [track["direction"] for track in changed["tracks"]] == ["image->text"]
         await classify(engine, both(16), adapt="sync", stream="s")
