@@ -130,6 +130,9 @@ class Method(Protocol):
     """Whether `answer` differs from the features of the forward (then the gallery is ranked once more)."""
     predict_after_update: bool
     """Whether the answer comes from one more forward after the last update."""
+    learn_from_shift: float
+    """Batches whose shift from clean ones (Completion.shift) is known and smaller are only remembered and
+    answered; 0: it learns from all."""
     most_classes: int
     """Gallery vectors that it wants to see at most (`Forward.classes`); 0: none."""
 

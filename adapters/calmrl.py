@@ -151,6 +151,7 @@ class CalMRL:
     learns = True
     rectifies = False
     most_classes = 0
+    learn_from_shift = 0.0
     predict_after_update = False
 
     def __init__(self, settings: CalMRLSettings | None = None) -> None:

@@ -29,6 +29,13 @@ class GallerySettings(MethodSettings):
     )
     weight_decay: float = Field(1e-4, ge=0, le=1, description="AdamW, decoupled.")
     temperature: float = Field(0.01, gt=0, le=10, description="Softmax temperature over the gallery (T).")
+    learn_from_shift: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Smallest shift from clean batches (1: none) to learn from, where a calibration "
+        "tells it; 0: all [ours].",
+    )
     most_classes: int = Field(
         50_000, ge=2, le=10_000_000, description="Items taken for classes; of a larger gallery the nearest."
     )
@@ -47,6 +54,7 @@ class GalleryMethod:
         self.settings: GallerySettings = settings
         self.steps = settings.steps
         self.most_classes = settings.most_classes
+        self.learn_from_shift = settings.learn_from_shift
         self._adamw = AdamWSettings(settings.learning_rate, settings.weight_decay)
 
     def initial_state(self, *, fingerprint: str, parameters: Mapping[str, Tensor]) -> AdaptationState:

@@ -57,6 +57,13 @@ class TCRSettings(MethodSettings):
     weight_rem: float = Field(1.0, ge=0, description="Weight of L_REM.")
     weight_uni: float = Field(1.0, ge=0, description="Weight of L_UNI.")
     weight_emg: float = Field(1.0, ge=0, description="Weight of L_EMG.")
+    learn_from_shift: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Smallest shift from clean batches (1: none) to learn from, where a calibration "
+        "tells it; 0: all [ours].",
+    )
     predict_after_update: bool = Field(
         False, description="Answer from one more forward after the last update (released: no)."
     )
@@ -79,6 +86,7 @@ class TCR:
             self.temperature = self.settings.relative_temperature * model_temperature
         self.steps = self.settings.steps
         self.predict_after_update = self.settings.predict_after_update
+        self.learn_from_shift = self.settings.learn_from_shift
         self._adamw = AdamWSettings(self.settings.learning_rate, self.settings.weight_decay)
 
     def initial_state(self, *, fingerprint: str, parameters: Mapping[str, Tensor]) -> AdaptationState:

@@ -9,7 +9,7 @@ from adapters.base import Method
 from adapters.state import AdaptationState
 from encoders.base import Adaptable
 from service.guard.guard import Guard
-from service.pipeline import EarlyAnswer, Outcome, Ranked, SearchSide, StageTimes, adapt
+from service.pipeline import EarlyAnswer, MeasureShift, Outcome, Ranked, SearchSide, StageTimes, adapt
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ def adapt_batch(
     state: AdaptationState,
     batch_id: str,
     guard: Guard | None = None,
+    shift: MeasureShift | None = None,
 ) -> BatchResult:
     """Answer and adapt one batch from start to end (service.pipeline.adapt)."""
     answers: list[EarlyAnswer[Ranked]] = []
@@ -51,6 +52,7 @@ def adapt_batch(
         times=times,
         on_answer=answers.append,
         guard=guard,
+        shift=shift,
     )
     while True:
         try:

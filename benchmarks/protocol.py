@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from adapters.base import Method
+from adapters.completion import Completion
 from adapters.state import AdaptationState
 from benchmarks.corruptions import Shift
 from benchmarks.datasets import CaptionedImages
@@ -175,13 +177,16 @@ def run_stream(
     done: Progress,
     guard: Guard | None = None,
     learn_every: int = 1,
+    clean: Completion | None = None,
 ) -> Ran:
     """One stream from the source state to its end.
 
     learn_every  the method learns from every so many batches and is busy until the next of them; those in
                  between are answered by the state of before
+    clean        what is known of clean queries: batches then show their shift from them
     """
     tower, side = encoder.towers[modality], ExactSide(gallery)
+    measure = None if clean is None else partial(clean.shift, modality)
     learned = method.initial_state(fingerprint=encoder.fingerprint, parameters=tower.parameters)
     state = learned
     ranks: list[Sequence[Ranks]] = []
@@ -200,6 +205,7 @@ def run_stream(
                 state=state,
                 batch_id=f"{name}/{number}",
                 guard=guard,
+                shift=measure,
             )
             learned, guard = result.next_state(state), result.outcome.guard
             features, times, outcome = result.answer.features, result.times, result.outcome
@@ -254,6 +260,7 @@ def run_method(
     method: Method,
     batch_size: int,
     done: Progress,
+    clean: Completion | None = None,
 ) -> StreamResult:
     """The papers' stream: one shift, batch after batch."""
     sent = map(Sent, batches(items, batch_size), batches(task.relevant, batch_size))
@@ -265,6 +272,7 @@ def run_method(
         method=method,
         name=str(shift),
         done=done,
+        clean=clean,
     )
     return ran.result(shift=str(shift), method=method.name, batch_size=batch_size)
 

@@ -26,6 +26,8 @@ from rich.table import Table
 from torch import Tensor, get_num_threads, set_num_threads
 
 from adapters.base import AdapterError, BadSettings, Method
+from adapters.calibration import load_encoder_calibration
+from adapters.completion import Completion
 from adapters.registry import METHODS, PRESETS, make_method
 from benchmarks.console import machine, make_console, versions
 from benchmarks.corruptions import Shift, UnknownShift
@@ -103,6 +105,12 @@ def add_run_options(made: argparse.ArgumentParser) -> None:
         default=[],
         metavar="[METHOD.]KEY=VALUE",
         help="of the methods; repeatable",
+    )
+    made.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="of clean data (attune calibrate): shows each batch's shift, on which methods may depend",
     )
     made.add_argument("--batch", type=positive, default=64, help="queries per batch (default 64)")
     made.add_argument("--limit", type=positive, help="only the first queries of the shuffled stream")
@@ -183,8 +191,22 @@ class Bench:
             self.data(direction, self.seeds[0])
         self.encoder = _encoder(options.encoder, options.device, options.dtype)
         temperature = self.encoder.temperature
+        self.clean = self._clean()
         made = make_methods(names, options.setting, model_temperature=temperature)
         self.methods = {method.name: method for method in made}
+
+    def _clean(self) -> Completion | None:
+        """What is known of clean queries."""
+        file = self.options.calibration
+        if file is None:
+            return None
+        known = load_encoder_calibration(
+            file,
+            fingerprint=self.encoder.fingerprint,
+            dimension=self.encoder.dimension,
+            device=self.encoder.device,
+        )
+        return known.completion
 
     def data(self, direction: Direction, seed: int) -> QueryData:
         if (direction, seed) not in self._data:
@@ -242,6 +264,7 @@ class Bench:
                     method=self.methods[name],
                     batch_size=self.options.batch,
                     done=done,
+                    clean=self.clean,
                 )
             yield {
                 "direction": part.direction,
@@ -289,6 +312,7 @@ class Bench:
                 "limit": options.limit,
                 "scale_blur": options.scale_blur,
                 "corrupted_on_disk": options.corrupted_on_disk is not None,
+                "calibrated": options.calibration is not None,
             },
             "methods": {name: _settings(method) for name, method in self.methods.items()},
             "versions": versions(),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import structlog
 
+from adapters.completion import Completion
 from adapters.registry import METHODS_OF, Task
 from encoders.base import Encoder
 from index.base import GalleryCorrupt, GalleryNotFound
@@ -23,7 +24,7 @@ from service.calibrations import Calibrations
 from service.canaries import CanaryStore
 from service.catalogue import EncoderCard
 from service.demo_gallery import fill_demo_gallery
-from service.errors import Conflict
+from service.errors import BadRequest, Conflict, NotFound
 from service.galleries import Galleries
 from service.messages import ControlJob
 from service.metrics import Metrics
@@ -119,6 +120,7 @@ class Backend:
                 classifier=self.classifier,
                 batch_size=settings.batch_size,
                 classify_missing=settings.classify_missing,
+                clean=self._clean,
             ),
             galleries=self.galleries,
             streams=self.streams,
@@ -127,6 +129,15 @@ class Backend:
             metrics=metrics,
             actions=self._actions(),
         )
+
+    def _clean(self) -> Completion | None:
+        """What is known of clean pictures and texts; None where there is no such calibration."""
+        try:
+            return self.calibrations.completion(
+                self.calibrations.mark(self.settings.clean_calibration, "retrieve")
+            )
+        except (NotFound, BadRequest, Conflict):
+            return None
 
     def start(self) -> None:
         self.worker.start()

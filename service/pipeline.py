@@ -30,6 +30,10 @@ NEAREST_CLASSES = 256
 """Of each query, where a gallery has more items than a method takes for classes."""
 
 
+MeasureShift = Callable[[Tensor], Tensor]
+"""Features [B, D] to how far they are from clean ones, a scalar, 1 for clean ones."""
+
+
 @dataclass(frozen=True)
 class Ranking:
     """Best first. scores float [B, k], positions int64 [B, k] in the gallery's target (-1: no such item).
@@ -182,6 +186,7 @@ def adapt(
     guard: Guard | None = None,
     canaries: CheckCanaries | None = None,
     attached: Callable[[], Completion | None] = lambda: None,
+    shift: MeasureShift | None = None,
 ) -> Generator[None, None, Outcome]:
     """Let a stream's state learn from one batch; the paper's online protocol.
 
@@ -193,11 +198,12 @@ def adapt(
 
     With a `guard` the batch is looked at after its first forward, and the guard rules: the batch is learned
     from, or answered without, under this state or an earlier one. `canaries` are checked when they are due.
-    `attached` gives the completion that the track began with, for the guard to go back to.
+    `attached` gives the completion that the track began with, for the guard to go back to. `shift` tells how
+    far features are from clean ones; a method that wants a shift (`learn_from_shift`) does not learn without.
     """
     batch = _Batch(
         under(tower, state), inputs, side, k, method, batch_id, times, on_answer, answer_before_last_update,
-        attached,
+        attached, shift,
     )  # fmt: skip
     if guard is None or not guard.watches(method):
         return (yield from _learn(batch, state))
@@ -235,9 +241,22 @@ class _Batch:
     on_answer: OnAnswer | None
     answer_before_last_update: bool
     attached: Callable[[], Completion | None]
+    shift: MeasureShift | None = None
 
     def ranked(self, features: Tensor, ranking: Ranking, step: _Step) -> Ranked:
         return Ranked(features, ranking, detached(step.completed), _completion(self.tower))
+
+    def figures(self, working: AdaptationState, forward: Forward) -> dict[str, Tensor]:
+        """How far the batch is from source-like data."""
+        found = dict(self.method.drift(working, forward))
+        if self.shift is not None:
+            found["shift"] = self.shift(forward.queries.detach())
+        return found
+
+    def looks_clean(self, figures: Mapping[str, Tensor]) -> bool:
+        """Whether the method wants a shift to learn from, and there is none. Waits for the device if so."""
+        wanted = self.method.learn_from_shift
+        return bool(wanted and "shift" in figures and float(figures["shift"]) < wanted)
 
     def forward(self, step: _Step, number: int) -> Forward:
         """What methods see of a step that found candidates."""
@@ -333,7 +352,9 @@ def _learn(
         forward = batch.forward(step, number)
         method.observe(working, forward)
         if number == 0:
-            figures |= method.drift(working, forward)
+            figures = batch.figures(working, forward)
+            if batch.looks_clean(figures):
+                return _declined(batch, state, step, figures, otherwise)
         if last and on_answer is not None and not method.predict_after_update:
             early = _rank(batch, step, forward)
             clock.lap("adapt_ms")
@@ -343,10 +364,7 @@ def _learn(
                 on_answer = None
         yield
         clock.restart()
-        learned = report.applied
-        report = method.learn(working, forward)
-        if learned and not report.applied:  # in an earlier step
-            report = replace(report, applied=True)
+        report = _either(report, method.learn(working, forward))
         if report.finite is not None:
             finite.append(report.finite)
         clock.lap("adapt_ms")
@@ -367,6 +385,30 @@ def _learn(
                 state=base, times=batch.times,
             )  # fmt: skip
         on_answer(EarlyAnswer(early, outcome.status, outcome.reason, _version(outcome, state)))
+    return outcome
+
+
+def _either(before: StepReport, now: StepReport) -> StepReport:
+    """The last step's report, which counts as applied where an earlier step's was."""
+    return replace(now, applied=True) if before.applied and not now.applied else now
+
+
+def _declined(
+    batch: _Batch,
+    state: AdaptationState,
+    step: _Step,
+    figures: Mapping[str, Tensor],
+    otherwise: AdaptationState | None,
+) -> Outcome:
+    """A batch that looks clean: what it shows is remembered, and it is answered from its first forward."""
+    wanted = batch.method.learn_from_shift
+    reason = f"the batch looks clean: its shift is below {wanted:g}"
+    outcome = settle(step.working, StepReport.skipped(reason), batch.id, finite=True, figures=figures)
+    if otherwise is not None and outcome.state is not None:  # the guard's going back counts
+        outcome = replace(outcome, state=replace(outcome.state, version=otherwise.version))
+    if batch.on_answer is not None:
+        ranked = _rank_unlearned(batch, state, step)
+        batch.on_answer(EarlyAnswer(ranked, "skipped", reason, _version(outcome, state)))
     return outcome
 
 

@@ -177,6 +177,11 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="Settings of that method over its own defaults (JSON in the environment).",
     )
+    clean_calibration: str = Field(
+        "encoder",
+        description="Calibration that knows clean pictures and texts: streams show their shift from them, "
+        "and methods with `learn_from_shift` learn only from such. `encoder`: the file beside the weights.",
+    )
     classify_missing: Literal["auto", "model", "impute"] = Field(
         "auto",
         description="Who answers samples that lack sound or picture: the classifier's own path (`model`), "

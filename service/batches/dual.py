@@ -14,7 +14,7 @@ from service.batches.base import OnAnswer
 from service.composed import QueryTower, prepared, under
 from service.guard.canaries import CheckCanaries
 from service.messages import Query, Sample
-from service.pipeline import Outcome, Ranked, SearchSide, StageTimes
+from service.pipeline import MeasureShift, Outcome, Ranked, SearchSide, StageTimes
 from service.tracks import Track
 
 
@@ -26,6 +26,7 @@ class DualQueries:
     asked     texts, pictures or both, all of one kind
     k         hits
     canaries  of the side, if there are any, as this tower encodes them
+    shift     how far features are from clean ones, where that is known
     """
 
     tower: QueryTower
@@ -34,6 +35,7 @@ class DualQueries:
     k: int
     times: StageTimes
     canaries: Callable[[QueryTower], CheckCanaries | None] = lambda tower: None
+    shift: MeasureShift | None = None
 
     def answer(self, method: Method | None, state: AdaptationState | None) -> Ranked:
         return pipeline.answer(
@@ -63,6 +65,7 @@ class DualQueries:
                 guard=track.guard,
                 canaries=self.canaries(under(self.tower, track.state)),
                 attached=track.attached,
+                shift=self.shift,
             )
         )
 

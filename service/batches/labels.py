@@ -19,7 +19,7 @@ from service.batches.dual import DualQueries
 from service.batches.scores import BatchCompletion, classified
 from service.gallery_side import to_numpy
 from service.messages import Adaptation, ClassifyJob, Sample, Timings
-from service.pipeline import Outcome, Ranked, Ranking, StageTimes
+from service.pipeline import MeasureShift, Outcome, Ranked, Ranking, StageTimes
 from service.tracks import Track
 
 _KEPT_SETS = 32
@@ -89,7 +89,13 @@ class LabelBatch:
     """See service.batches.base.Batch. Answered with a Ranked of all labels."""
 
     def __init__(
-        self, first: ClassifyJob, samples: Sequence[Sample], *, encoder: Encoder, sides: LabelSides
+        self,
+        first: ClassifyJob,
+        samples: Sequence[Sample],
+        *,
+        encoder: Encoder,
+        sides: LabelSides,
+        shift: MeasureShift | None = None,
     ) -> None:
         """`first`: a job of the batch, which all have labels and template with."""
         self.times = StageTimes()
@@ -100,6 +106,7 @@ class LabelBatch:
         self._sides = sides
         self._samples = samples
         self._side: LabelSide | None = None
+        self._shift = shift
 
     @property
     def size(self) -> int:
@@ -125,7 +132,8 @@ class LabelBatch:
     @property
     def _dual(self) -> DualQueries:
         tower = self._encoder.towers[self._samples[0].zero_shot_kind]
-        return DualQueries(tower, self._samples, given(self._side), len(self._labels), self.times)
+        side, labels = given(self._side), len(self._labels)
+        return DualQueries(tower, self._samples, side, labels, self.times, shift=self._shift)
 
     def answer(self, method: Method | None, state: AdaptationState | None) -> Ranked:
         return self._dual.answer(method, state)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
+from adapters.completion import Completion
 from encoders.base import Encoder
 from service.batches.base import Batch
 from service.batches.classifier import ClassifierBatch
@@ -16,6 +18,7 @@ from service.errors import NotFound
 from service.galleries import Galleries
 from service.gathering import GatheredBatch
 from service.messages import ClassifyJob, QueryJob, RetrieveJob
+from service.pipeline import MeasureShift
 from service.tasks import Classifier
 
 
@@ -31,13 +34,16 @@ class Batches:
         classifier: Classifier | None,
         batch_size: int,
         classify_missing: MissingBy = "auto",
+        clean: Callable[[], Completion | None] = lambda: None,
     ) -> None:
+        """`clean`: what is known of clean pictures and texts, if anything."""
         self._encoder = encoder
         self._galleries = galleries
         self._canaries = canaries
         self._classifier = classifier
         self._batch_size = batch_size
         self._classify_missing = classify_missing
+        self._clean = clean
         self._sides = LabelSides(encoder, batch_size=batch_size)
 
     def takes_long(self, job: QueryJob) -> bool:
@@ -66,10 +72,20 @@ class Batches:
                 gallery=self._galleries.usable(name),
                 completion=self._galleries.completion(name) if first.key.target == "anchor" else None,
                 canaries=self._canaries,
+                shift=self._shift(first.kind),
             )
         job = cast(ClassifyJob, first)
         if job.labels is not None:
-            return LabelBatch(job, asked, encoder=self._encoder, sides=self._sides)
+            return LabelBatch(
+                job, asked, encoder=self._encoder, sides=self._sides, shift=self._shift(job.kind)
+            )
         if self._classifier is None:
             raise NotFound("this worker has no classifier", code="no_classifier")
         return ClassifierBatch(asked, classifier=self._classifier, missing_by=self._classify_missing)
+
+    def _shift(self, kind: str) -> MeasureShift | None:
+        """How far queries of this kind are from clean ones, if that is known."""
+        clean = self._clean()
+        if clean is None or kind not in clean.modalities or not clean.statistics:
+            return None
+        return partial(clean.shift, kind)

@@ -31,7 +31,7 @@ from service.messages import (
     Target,
     Timings,
 )
-from service.pipeline import Outcome, Ranked, Ranking, StageTimes
+from service.pipeline import MeasureShift, Outcome, Ranked, Ranking, StageTimes
 from service.tracks import Track
 
 
@@ -48,6 +48,7 @@ class RetrievalBatch:
         gallery: Gallery,
         completion: Completion | None,
         canaries: CanaryStore,
+        shift: MeasureShift | None = None,
     ) -> None:
         """`first`: a job of the batch, which all have gallery, kind, target and mode with.
 
@@ -71,6 +72,7 @@ class RetrievalBatch:
             k,
             self.times,
             canaries=lambda tower: canaries.check(first.key.gallery, first.kind, target, tower),
+            shift=shift if completion is None else None,  # anchors are no embeddings of one modality
         )
 
     def _tower(self, encoder: Encoder) -> QueryTower:

@@ -570,3 +570,35 @@ def test_a_state_remembers_a_completion_replaces_it_and_forgets_it() -> None:
     assert remembered(state, NAMES) is None
     assert set(state.tensors) == {"weight"}
     assert dict(state.numbers) == {"steps": 3.0}
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_the_shift_of_clean_batches_is_about_one_whatever_their_size(even: bool) -> None:
+    completion = fitted(even=even)
+    clean = drawn(4000, seed=7)
+    for name in completion.modalities:
+        for size in (16, 64):
+            batches = clean[name].split(size)[: 4000 // size]
+            shifts = torch.stack([completion.shift(name, part) for part in batches])
+            assert float(shifts.mean()) == pytest.approx(1.0, abs=0.25)
+
+
+def test_the_shift_rises_with_how_far_a_batch_is_off_and_with_its_size() -> None:
+    completion = fitted()
+    name = completion.modalities[0]
+    clean = drawn(64, seed=7)[name]
+    offset = clean.std(0)
+    shifts = [float(completion.shift(name, clean + far * offset)) for far in (0.0, 0.5, 1.0, 2.0)]
+    assert shifts == sorted(shifts)
+    assert shifts[-1] > 20
+    assert float(completion.shift(name, (clean + offset)[:16])) < shifts[2]
+
+
+def test_no_shift_is_known_without_statistics_or_of_an_unknown_modality() -> None:
+    completion = fitted()
+    name = completion.modalities[0]
+    batch = drawn(8)[name]
+    with pytest.raises(BadEmbeddings, match="no statistics"):
+        replace(completion, statistics=()).shift(name, batch)
+    with pytest.raises(BadEmbeddings, match="unknown modality"):
+        completion.shift("smell", batch)

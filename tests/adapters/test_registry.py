@@ -36,6 +36,7 @@ def test_the_defaults_are_the_released_ones() -> None:
         "weight_uni": 1.0,
         "weight_emg": 1.0,
         "predict_after_update": False,
+        "learn_from_shift": 0.0,
     }
     untrain = make_method("tcr_untrain").settings.model_dump()
     assert untrain["scale"] == 2.0
@@ -104,7 +105,7 @@ def test_a_preset_stands_for_settings_and_others_go_over_it() -> None:
     attune = make_method("tcr", {"preset": "attune", "steps": 2}, model_temperature=0.05)
     assert isinstance(attune, TCR)
     assert attune.steps == 2
-    assert attune.settings.learning_rate == PRESETS["tcr"]["attune"]["learning_rate"]
+    assert attune.learn_from_shift == PRESETS["tcr"]["attune"]["learn_from_shift"]
     assert attune.temperature == pytest.approx(0.05 * PRESETS["tcr"]["attune"]["relative_temperature"])
     assert make_method("tcr", {"preset": "paper"}).settings == make_method("tcr").settings
     assert make_method("tent", {"preset": "paper"}).settings == make_method("tent").settings

@@ -11,8 +11,12 @@ from adapters.base import Forward
 from adapters.losses import modality_gap, softmax_entropy, uniformity
 from adapters.memory import read_memory
 from adapters.registry import make_method
+from adapters.state import AdaptationState
 from adapters.tcr import TCR, TCRSettings
+from benchmarks.exact import ExactSide
+from benchmarks.online import adapt_batch
 from tests.adapters.streams import (
+    G,
     SmallTower,
     adapt_one,
     assert_identical,
@@ -239,3 +243,59 @@ def test_the_state_given_is_never_changed() -> None:
     before = everything(state)
     adapt_one(method, state, batch(1), tower)
     assert_identical(state, before)
+
+
+def measured(value: float) -> Any:
+    return lambda features: torch.tensor(value)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_batch_that_looks_clean_is_remembered_and_answered_but_not_learned_from(steps: int) -> None:
+    tower, inputs = SmallTower(), batch(0)
+    method = tcr(learn_from_shift=2.5, steps=steps)
+    before = start(method, tower)
+    result = adapt_batch(
+        tower=tower,
+        inputs=inputs,
+        side=ExactSide(gallery()),
+        k=G,
+        method=method,
+        state=before,
+        batch_id="a",
+        shift=measured(1.0),
+    )
+    after = result.outcome.state
+    assert (result.outcome.status, result.told.status) == ("skipped", "skipped")
+    assert result.told.reason == result.outcome.reason == "the batch looks clean: its shift is below 2.5"
+    assert result.outcome.drift["shift"] == 1.0
+    assert after is not None
+    assert (after.version, after.batches) == (0, 1)
+    assert_identical(AdaptationState("tcr", "small", after.parameters), everything(start(method, tower)))
+    assert read_memory(after) is not None
+    torch.testing.assert_close(result.answer.features, tower.encode(inputs))
+    assert (result.answer.ranking.positions.argsort(1).argsort(1).max(1) == G - 1).all()
+
+
+def test_a_shifted_batch_is_learned_from_and_so_is_every_batch_where_no_shift_is_known() -> None:
+    tower, inputs, side = SmallTower(), batch(0), ExactSide(gallery())
+    method = tcr(learn_from_shift=2.5)
+    plain = adapt_one(tcr(), start(tcr(), tower), inputs, tower).outcome.state
+    assert plain is not None
+    for shift in (measured(2.5), None):
+        result = adapt_batch(
+            tower=tower, inputs=inputs, side=side, k=G, method=method, state=start(method, tower),
+            batch_id="batch", shift=shift,
+        )  # fmt: skip
+        assert result.outcome.status == "applied"
+        assert result.outcome.state is not None
+        for name, value in plain.parameters.items():
+            assert torch.equal(result.outcome.state.parameters[name], value)
+
+
+def test_without_the_setting_a_clean_batch_is_learned_from_and_its_shift_is_shown() -> None:
+    tower, method = SmallTower(), tcr()
+    result = adapt_batch(
+        tower=tower, inputs=batch(0), side=ExactSide(gallery()), k=G, method=method,
+        state=start(method, tower), batch_id="batch", shift=measured(1.0),
+    )  # fmt: skip
+    assert (result.outcome.status, result.outcome.drift["shift"]) == ("applied", 1.0)
