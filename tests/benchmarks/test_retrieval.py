@@ -250,6 +250,7 @@ def test_the_command_writes_every_setting_and_every_batch(
         "limit": None,
         "scale_blur": False,
         "corrupted_on_disk": False,
+        "calibrated": False,
     }
     assert (
         document["versions"]["torch"] == torch.__version__.split("+")[0]
