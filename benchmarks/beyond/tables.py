@@ -19,7 +19,7 @@ _MEAN = "mean"
 
 
 def table(protocol: str, streams: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """Recall of the whole stream; then points over `source` (over the control) at 1 and at 10, with errors."""
+    """Recall of the whole stream; then points over `source` (over the control), with their errors."""
     parts = [part for part in _PARTS if any(part in stream["figures"] for stream in streams)]
     made = Table("stream", "", "method", "seed", "R@1 / R@10", title=f"{protocol}, {title}")
     for part in parts:
