@@ -17,7 +17,7 @@ from benchmarks.datasets import DatasetError
 from benchmarks.embedding import batches
 
 GUARDED = "with the guard"
-WAITING, IN_REAL_TIME = "the stream waits", "in real time"
+WAITING, NOT_WAITING = "the stream waits", "the stream does not wait"
 WITHOUT_COPIES, WITH_COPIES = "without copies", "with copies"
 SHUFFLED = "shuffled"
 
@@ -183,7 +183,7 @@ def realistic(sizes: Sizes, orders: Orders) -> Iterator[Plan]:
     for shift in sizes.shifts:
         waiting = _steady(sizes, shift, WAITING)
         yield waiting
-        yield Plan(str(shift), IN_REAL_TIME, sizes.batch, waiting.batches, in_real_time=True, control=waiting)
+        yield Plan(str(shift), NOT_WAITING, sizes.batch, waiting.batches, in_real_time=True, control=waiting)
 
 
 def sensitivity(sizes: Sizes, orders: Orders) -> Iterator[Plan]:

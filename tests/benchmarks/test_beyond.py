@@ -169,16 +169,16 @@ def test_a_given_cost_says_how_often_a_method_learns(folder: Path, tmp_path: Pat
     document = json.loads((tmp_path / "realistic.json").read_text())
     assert document["settings"]["cost"] == {"tcr": 2.5}
     found = {(one["method"], one["variant"]): one for one in document["results"]}
-    assert found["tcr", "in real time"]["learns_every"] == 3
-    assert found["tcr", "in real time"]["statuses"] == {"applied": 2, "stale": 4}
+    assert found["tcr", "the stream does not wait"]["learns_every"] == 3
+    assert found["tcr", "the stream does not wait"]["statuses"] == {"applied": 2, "stale": 4}
     assert found["tcr", "the stream waits"]["statuses"] == {"applied": 6}
-    assert found["source", "in real time"]["statuses"] == {"skipped": 6}
+    assert found["source", "the stream does not wait"]["statuses"] == {"skipped": 6}
 
 
 def test_a_cost_that_is_not_given_is_measured_against_source(folder: Path, tmp_path: Path) -> None:
     assert run(folder, tmp_path, "--protocol=realistic", "--method=tcr", "--shift=clean") == 0
     document = json.loads((tmp_path / "realistic.json").read_text())
-    (in_time,) = [one for one in document["results"] if one["variant"] == "in real time"]
+    (in_time,) = [one for one in document["results"] if one["variant"] == "the stream does not wait"]
     assert in_time["cost"] > 0
     assert in_time["statuses"]["applied"] == -(-6 // in_time["learns_every"])
 
