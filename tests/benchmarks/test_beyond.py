@@ -160,7 +160,7 @@ def test_figures_are_those_of_the_ranks_and_source_is_no_better_than_itself(
     assert [batch["segment"] for batch in copied["batches"]].count("copies") == 6
     guarded = results["tcr", "with copies, with the guard"]
     assert [b["status"] for b in guarded["batches"] if b["segment"] == "copies"] == ["skipped"] * 6
-    assert document["guard"]["policy"] == "rollback"
+    assert document["settings"]["guard"]["policy"] == "rollback"
 
 
 def test_a_given_cost_says_how_often_a_method_learns(folder: Path, tmp_path: Path) -> None:
