@@ -215,8 +215,8 @@ class Protocol:
         plan = work.plan
         result = ran.result(shift=plan.name, method=work.tried.label, batch_size=plan.batch)
         told = asdict(result)
-        for batch, planned in zip(told["batches"], plan.batches, strict=True):
-            batch["segment"] = planned.segment
+        for batch, planned, action in zip(told["batches"], plan.batches, ran.actions, strict=True):
+            batch |= {"segment": planned.segment, "guard": action}
         if work.tried.batch is not None:
             told["ms_per_batch"] = None  # of another number of queries than the other methods'
         return {

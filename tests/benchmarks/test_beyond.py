@@ -160,6 +160,9 @@ def test_figures_are_those_of_the_ranks_and_source_is_no_better_than_itself(
     assert [batch["segment"] for batch in copied["batches"]].count("copies") == 6
     guarded = results["tcr", "with copies, with the guard"]
     assert [b["status"] for b in guarded["batches"] if b["segment"] == "copies"] == ["skipped"] * 6
+    actions = [b["guard"] for b in guarded["batches"] if b["segment"] == "copies"]
+    assert actions == ["skip", "", "", "skip", "", ""]  # a finding that lasts is told once
+    assert {b["guard"] for b in copied["batches"]} == {""}
     assert document["settings"]["guard"]["policy"] == "rollback"
 
 
