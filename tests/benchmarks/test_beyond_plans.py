@@ -163,7 +163,7 @@ def test_asking_again_does_not_make_an_error_smaller() -> None:
     assert error_of_mean(np.tile(values, 3), np.arange(15)) < once
 
 
-def test_a_mean_over_streams_is_by_variant_and_method() -> None:
+def test_a_mean_over_streams_is_by_variant_and_method_and_only_of_complete_ones() -> None:
     def stream(shift: str, method: str, gain: float) -> dict[str, object]:
         figures = {"whole": {"gain_r1": gain, "error_r1": 2.0}}
         return {"shift": shift, "variant": "", "method": method, "seed": 0, "figures": figures}
