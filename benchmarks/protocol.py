@@ -145,10 +145,15 @@ class Sent:
 
 @dataclass(frozen=True)
 class Ran:
-    """A stream at its end. ranks: of each batch's relevant items, query by query; none where not scored."""
+    """A stream at its end.
+
+    ranks    of each batch's relevant items, query by query; none where not scored
+    actions  of the guard, by batch; empty where it did nothing
+    """
 
     batches: Sequence[BatchFigures]
     ranks: Sequence[Sequence[Ranks]]
+    actions: Sequence[str]
     state_version: int
 
     def result(self, *, shift: str, method: str, batch_size: int) -> StreamResult:
@@ -191,6 +196,7 @@ def run_stream(
     state = learned
     ranks: list[Sequence[Ranks]] = []
     figures: list[BatchFigures] = []
+    actions: list[str] = []
     for number, batch in enumerate(sent):
         inputs = tower.prepare(batch.items)
         began = time.perf_counter()
@@ -215,8 +221,10 @@ def run_stream(
         total_ms = (time.perf_counter() - began) * 1e3
         ranks.append([] if batch.relevant is None else _ranks(side, features, batch.relevant))
         figures.append(_figures(len(batch.items), outcome, ranks[-1], times, total_ms))
+        event = None if outcome is None else outcome.event
+        actions.append("" if event is None else event.action)
         done(len(batch.items))
-    return Ran(figures, ranks, learned.version)
+    return Ran(figures, ranks, actions, learned.version)
 
 
 def _answer_stale(

@@ -169,6 +169,7 @@ class Beyond:
             **{name: getattr(self.options, name) for name in _OWN_SETTINGS.get(protocol, ())},
             **({"shifts": shifts} if protocol in _SHIFTS_TOGETHER else {}),
             **({"cost": self.costs} if protocol == "realistic" else {}),
+            **({"guard": GuardSettings().model_dump()} if any(work.plan.guarded for work in works) else {}),
         }
         return {
             **head,
@@ -181,7 +182,6 @@ class Beyond:
                 }
                 for each in self.tried(protocol)
             },
-            "guard": GuardSettings().model_dump() if any(work.plan.guarded for work in works) else None,
             "asked": {
                 **head["asked"],
                 "shifts": list(dict.fromkeys(work.plan.name for work in works)),
@@ -199,13 +199,14 @@ class Protocol:
         self._ranks: dict[tuple[Any, ...], Whole] = {}
         self.works = beyond.works(name, show)
         self.head = beyond.head(name, self.works)
+        self._places = {work.key: number for number, work in enumerate(self.works)}
 
     def left(self, run: RunFile) -> list[Work]:
         return [work for work in self.works if work.key not in run]
 
     def place(self, key: Key) -> Any:
-        known = {work.key: number for number, work in enumerate(self.works)}
-        return (known.get(key, len(known)), *map(str, key))
+        """Where a stream stands in the file: as asked for; after that what an earlier command asked for."""
+        return (self._places.get(key, len(self._places)), *map(str, key))
 
     def stream(self, work: Work) -> Mapping[str, Any]:
         """A result as the run's file keeps it."""
@@ -214,8 +215,8 @@ class Protocol:
         plan = work.plan
         result = ran.result(shift=plan.name, method=work.tried.label, batch_size=plan.batch)
         told = asdict(result)
-        for batch, planned in zip(told["batches"], plan.batches, strict=True):
-            batch["segment"] = planned.segment
+        for batch, planned, action in zip(told["batches"], plan.batches, ran.actions, strict=True):
+            batch |= {"segment": planned.segment, "guard": action}
         if work.tried.batch is not None:
             told["ms_per_batch"] = None  # of another number of queries than the other methods'
         return {

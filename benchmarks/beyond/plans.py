@@ -17,7 +17,7 @@ from benchmarks.datasets import DatasetError
 from benchmarks.embedding import batches
 
 GUARDED = "with the guard"
-WAITING, IN_REAL_TIME = "the stream waits", "in real time"
+WAITING, NOT_WAITING = "the stream waits", "the stream does not wait"
 WITHOUT_COPIES, WITH_COPIES = "without copies", "with copies"
 SHUFFLED = "shuffled"
 
@@ -105,12 +105,13 @@ def continual(sizes: Sizes, orders: Orders) -> Iterator[Plan]:
         ]
         made: list[Planned] = []
         for begin, shift in enumerate(shifts):
+            changed = begin > 0 and shift != shifts[begin - 1]
             for number in range(sizes.change_every):
                 first = (begin * sizes.change_every + number) * sizes.batch
                 asked = [
                     Query(shift, position % sizes.queries) for position in range(first, first + sizes.batch)
                 ]
-                made.append(Planned(tuple(asked), str(shift), after=begin > 0 and number == 0))
+                made.append(Planned(tuple(asked), str(shift), after=changed and number == 0))
         yield from _without_and_with_guard(f"order {order + 1}", sizes.batch, made)
 
 
@@ -156,9 +157,7 @@ def near_duplicates(sizes: Sizes, orders: Orders) -> Iterator[Plan]:
         usual = _steady(sizes, shift, WITHOUT_COPIES).batches
         third = len(usual) // 3
         if third == 0:
-            raise DatasetError(
-                f"near_duplicates needs at least {3 * sizes.batch} queries, not {sizes.queries}"
-            )
+            raise DatasetError(f"near_duplicates needs at least three batches of queries, not {len(usual)}")
         copied = sizes.rng(len(usual)).permutation(sizes.queries)
         control = [
             Planned(planned.queries, planned.segment, after=number >= third)
@@ -184,7 +183,7 @@ def realistic(sizes: Sizes, orders: Orders) -> Iterator[Plan]:
     for shift in sizes.shifts:
         waiting = _steady(sizes, shift, WAITING)
         yield waiting
-        yield Plan(str(shift), IN_REAL_TIME, sizes.batch, waiting.batches, in_real_time=True, control=waiting)
+        yield Plan(str(shift), NOT_WAITING, sizes.batch, waiting.batches, in_real_time=True, control=waiting)
 
 
 def sensitivity(sizes: Sizes, orders: Orders) -> Iterator[Plan]:

@@ -19,7 +19,7 @@ _MEAN = "mean"
 
 
 def table(protocol: str, streams: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """Recall of the whole stream; then points over `source` (over the control) at 1 and 10, with errors."""
+    """Recall of the whole stream; then points over `source` (over the control), with their errors."""
     parts = [part for part in _PARTS if any(part in stream["figures"] for stream in streams)]
     made = Table("stream", "", "method", "seed", "R@1 / R@10", title=f"{protocol}, {title}")
     for part in parts:
@@ -43,7 +43,7 @@ def _gain(figures: Mapping[str, float] | None) -> str:
 
 
 def means(streams: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Over names and seeds, by variant and method.
+    """Over names and seeds, by variant and method; none for a method that lacks streams which others have.
 
     The error of such a mean is at most the mean of the errors, which it is where all streams err alike: they
     ask the same queries.
@@ -51,6 +51,7 @@ def means(streams: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for stream in streams:
         groups.setdefault((stream["variant"], stream["method"]), []).append(stream)
+    most = max((len(group) for group in groups.values()), default=0)
     return [
         {
             "shift": _MEAN,
@@ -64,7 +65,7 @@ def means(streams: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             },
         }
         for (variant, method), group in groups.items()
-        if len(group) > 1
+        if len(group) == most > 1
     ]
 
 

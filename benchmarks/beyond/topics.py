@@ -32,8 +32,8 @@ def by_topic(features: Tensor, topics: int, rng: np.random.Generator) -> list[in
         max_points_per_centroid=len(rows),
     )
     means.train(rows)
-    centres: np.ndarray = means.centroids
-    nearest = (rows @ centres.T).argmax(1)
+    assert means.centroids is not None
+    nearest = (rows @ means.centroids.T).argmax(1)
     return by_label([int(label) for label in nearest], rng)
 
 
