@@ -85,6 +85,7 @@ class Forward:
     completed   where a calibration completes the queries: the embeddings of all modalities, whose anchors
                 `queries` are; the observed ones differentiable
     completion  what completed them
+    shifted     whether the batch is known to have the shift that the method wants
     """
 
     queries: Tensor
@@ -94,6 +95,7 @@ class Forward:
     again: Again | None = None
     completed: Completed | None = None
     completion: Completion | None = None
+    shifted: bool = False
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ METHODS_OF: Mapping[Task, Mapping[str, Registered]] = {"retrieve": METHODS, "cla
 
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "tcr": {"attune": {"relative_temperature": 1.4, "learn_from_shift": 2.5}},
+    "tcr": {"attune": {"relative_temperature": 1.4, "learn_from_shift": 2.5, "shifted_learning_rate": 1e-3}},
 }
 """Settings chosen by measurement (docs/methods.md), by method and name. Every method has `paper` too: its
 defaults, which are the released code's."""

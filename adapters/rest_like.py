@@ -61,7 +61,7 @@ class RESTLike(TCR):
         )
         named = dict(zip(names, grads, strict=True))
         finite = all_finite({"loss": adapt.detach(), "keep": keep.detach(), **named})
-        adamw_step(state, named, self._adamw)
+        adamw_step(state, named, self.rate(forward))
         losses = {name: value.detach() for name, value in terms.items()}
         return StepReport(
             losses={**losses, "keep": keep.detach(), "agreement": agreement}, applied=True, finite=finite

@@ -64,6 +64,12 @@ class TCRSettings(MethodSettings):
         description="Smallest shift from clean batches (1: none) to learn from, where a calibration "
         "tells it; 0: all [ours].",
     )
+    shifted_learning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="AdamW's for batches that have that shift; None: `learning_rate` [ours].",
+    )
     predict_after_update: bool = Field(
         False, description="Answer from one more forward after the last update (released: no)."
     )
@@ -88,6 +94,8 @@ class TCR:
         self.predict_after_update = self.settings.predict_after_update
         self.learn_from_shift = self.settings.learn_from_shift
         self._adamw = AdamWSettings(self.settings.learning_rate, self.settings.weight_decay)
+        sure = self.settings.shifted_learning_rate or self.settings.learning_rate
+        self._adamw_shifted = AdamWSettings(sure, self.settings.weight_decay)
 
     def initial_state(self, *, fingerprint: str, parameters: Mapping[str, Tensor]) -> AdaptationState:
         copies = {name: value.detach().clone() for name, value in parameters.items()}
@@ -138,6 +146,10 @@ class TCR:
             "reliable_fraction": reliable.float().mean(),
         }
 
+    def rate(self, forward: Forward) -> AdamWSettings:
+        """By whether the batch is known to be shifted."""
+        return self._adamw_shifted if forward.shifted else self._adamw
+
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of the three losses."""
         settings = self.settings
@@ -153,7 +165,7 @@ class TCR:
         loss = self.total(terms)
         grads = gradients(loss, state.parameters)
         finite = all_finite({"loss": loss.detach(), **grads})
-        adamw_step(state, grads, self._adamw)
+        adamw_step(state, grads, self.rate(forward))
         losses = {name: value.detach() for name, value in terms.items()}
         return StepReport(losses=losses, applied=True, finite=finite)
 

@@ -255,11 +255,14 @@ class _Batch:
 
     def looks_clean(self, figures: Mapping[str, Tensor]) -> bool:
         """Whether the method wants a shift to learn from, and there is none. Waits for the device if so."""
-        wanted = self.method.learn_from_shift
-        return bool(wanted and "shift" in figures and float(figures["shift"]) < wanted)
+        return self.is_shifted(figures) and float(figures["shift"]) < self.method.learn_from_shift
 
-    def forward(self, step: _Step, number: int) -> Forward:
-        """What methods see of a step that found candidates."""
+    def is_shifted(self, figures: Mapping[str, Tensor]) -> bool:
+        """Of a batch that does not look clean: whether that is known."""
+        return self.method.learn_from_shift > 0 and "shift" in figures
+
+    def forward(self, step: _Step, number: int, *, shifted: bool = False) -> Forward:
+        """What methods see of a step that found candidates; `shifted`: the batch is known to be."""
         assert step.candidates is not None
         classes = None
         if self.method.most_classes:
@@ -272,6 +275,7 @@ class _Batch:
             again=_again(self),
             completed=step.completed,
             completion=_completion(self.tower),
+            shifted=shifted,
         )
 
 
@@ -349,12 +353,13 @@ def _learn(
         if step.ranking is None or step.candidates is None:
             finite.append(torch.tensor(False))
             break
-        forward = batch.forward(step, number)
+        forward = batch.forward(step, number, shifted=batch.is_shifted(figures))
         method.observe(working, forward)
         if number == 0:
             figures = batch.figures(working, forward)
             if batch.looks_clean(figures):
                 return _declined(batch, state, step, figures, otherwise)
+            forward = replace(forward, shifted=batch.is_shifted(figures))
         if last and on_answer is not None and not method.predict_after_update:
             early = _rank(batch, step, forward)
             clock.lap("adapt_ms")

@@ -37,6 +37,7 @@ def test_the_defaults_are_the_released_ones() -> None:
         "weight_emg": 1.0,
         "predict_after_update": False,
         "learn_from_shift": 0.0,
+        "shifted_learning_rate": None,
     }
     untrain = make_method("tcr_untrain").settings.model_dump()
     assert untrain["scale"] == 2.0

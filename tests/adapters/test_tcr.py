@@ -299,3 +299,24 @@ def test_without_the_setting_a_clean_batch_is_learned_from_and_its_shift_is_show
         state=start(method, tower), batch_id="batch", shift=measured(1.0),
     )  # fmt: skip
     assert (result.outcome.status, result.outcome.drift["shift"]) == ("applied", 1.0)
+
+
+def test_a_batch_that_is_known_to_be_shifted_is_learned_from_at_the_rate_for_that() -> None:
+    tower, side = SmallTower(), ExactSide(gallery())
+
+    def parameters_after(shift: Any, **settings: Any) -> dict[str, torch.Tensor]:
+        method = tcr(**settings)
+        result = adapt_batch(
+            tower=tower, inputs=batch(0), side=side, k=G, method=method, state=start(method, tower),
+            batch_id="batch", shift=shift,
+        )  # fmt: skip
+        assert result.outcome.state is not None
+        return result.outcome.state.parameters
+
+    gated = {"learn_from_shift": 2.5, "shifted_learning_rate": 1e-3}
+    known, fast = parameters_after(measured(9.0), **gated), parameters_after(None, learning_rate=1e-3)
+    unknown, usual = parameters_after(None, **gated), parameters_after(None)
+    for name in known:
+        assert torch.equal(known[name], fast[name])
+        assert torch.equal(unknown[name], usual[name])
+        assert not torch.equal(known[name], usual[name])
