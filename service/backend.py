@@ -14,7 +14,7 @@ import numpy as np
 import structlog
 
 from adapters.completion import Completion
-from adapters.registry import METHODS_OF, Task
+from adapters.registry import METHODS_OF, PAPER, PRESETS, Task
 from encoders.base import Encoder
 from index.base import GalleryCorrupt, GalleryNotFound
 from index.store import GalleryStore
@@ -320,6 +320,7 @@ def _methods(task: Task) -> dict[str, Any]:
         name: {
             "summary": method.summary,
             "settings": method.settings.model_json_schema().get("properties", {}),
+            "presets": {PAPER: {}, **PRESETS.get(name, {})},
         }
         for name, method in METHODS_OF[task].items()
     }

@@ -380,6 +380,9 @@ async def test_the_card_says_what_the_classifier_takes(engine: Engine) -> None:
     assert (card.audio_spec, card.image_spec) == (ToyClassifier().audio_spec, ToyClassifier().image_spec)
     shown = engine.describe_models()["classifier"]
     assert set(shown["methods"]) == set(CLASSIFY_METHODS)
+    presets = engine.describe_models()["methods"]["tcr"]["presets"]
+    assert presets["paper"] == {}
+    assert "learn_from_shift" in presets["attune"]
     assert shown["default_method"] == "tent"
 
 
