@@ -32,12 +32,9 @@ _AVERAGE = "entropy_average"
 """Nats; absent before the first sample was kept."""
 
 
-class SARSettings(GallerySettings):
-    """Every constant of the released code."""
+class _Sharpness(MethodSettings):
+    """What both forms have: the step aside, and the recovery."""
 
-    margin_fraction: float = Field(
-        0.4, gt=0, le=1, description="The k-th smallest entropy is the margin, k this share of the batch."
-    )
     rho: float = Field(0.05, gt=0, le=10, description="How far off the gradient is taken (SAM).")
     average_momentum: float = Field(0.9, ge=0, lt=1, description="What the average entropy keeps.")
     reset_constant: float = Field(
@@ -46,7 +43,17 @@ class SARSettings(GallerySettings):
     ema_clear_on_reset: bool = Field(
         False, description="Forget the average then (released: no, so it may fire again)."
     )
-    moments_clear_on_reset: bool = Field(False, description="Forget AdamW's moments then (released: no).")
+    moments_clear_on_reset: bool = Field(
+        False, description="Forget the optimiser's moments then (released: no)."
+    )
+
+
+class SARSettings(GallerySettings, _Sharpness):
+    """Every constant of the released code."""
+
+    margin_fraction: float = Field(
+        0.4, gt=0, le=1, description="The k-th smallest entropy is the margin, k this share of the batch."
+    )
 
 
 class SAR(GalleryMethod):
@@ -80,10 +87,8 @@ class SAR(GalleryMethod):
         count, value = torch.stack([kept.sum().double(), second.detach().double()]).tolist()
         if count:
             adamw_step(state, grads_nearby, self._adamw)
-        average = self._average(state, value)
-        recovered = average < self.settings.reset_constant
-        if recovered:
-            self._recover(state, forward.again.source)
+        average = _average(state, value, self.settings)
+        recovered = _recover(state, forward.again.source, self.settings)
         losses = {
             "entropy": first.detach(),
             "entropy_nearby": second.detach(),
@@ -92,37 +97,35 @@ class SAR(GalleryMethod):
         }
         return StepReport(losses=losses, applied=True, finite=finite)
 
-    def _average(self, state: AdaptationState, entropy: float) -> float:
-        keep, old = self.settings.average_momentum, state.numbers.get(_AVERAGE)
-        state.numbers[_AVERAGE] = entropy if old is None else keep * old + (1 - keep) * entropy
-        return float(state.numbers[_AVERAGE])
 
-    @torch.no_grad()
-    def _recover(self, state: AdaptationState, source: Mapping[str, Tensor]) -> None:
-        for name, value in source.items():
-            state.parameters[name].copy_(value)
-        if self.settings.ema_clear_on_reset:
-            del state.numbers[_AVERAGE]
-        if self.settings.moments_clear_on_reset:
-            state.optimizer = OptimizerState()
+def _average(state: AdaptationState, entropy: float, settings: _Sharpness) -> float:
+    """Take an entropy into the state's moving average, which is returned."""
+    keep, old = settings.average_momentum, state.numbers.get(_AVERAGE)
+    state.numbers[_AVERAGE] = entropy if old is None else keep * old + (1 - keep) * entropy
+    return float(state.numbers[_AVERAGE])
 
 
-class SARClassifierSettings(MethodSettings):
+@torch.no_grad()
+def _recover(state: AdaptationState, source: Mapping[str, Tensor], settings: _Sharpness) -> bool:
+    """Bring the source weights back where the average entropy is too low; whether it was."""
+    if state.numbers.get(_AVERAGE, float("inf")) >= settings.reset_constant:
+        return False
+    for name, value in state.parameters.items():
+        value.copy_(source[name])
+    if settings.ema_clear_on_reset:
+        del state.numbers[_AVERAGE]
+    if settings.moments_clear_on_reset:
+        state.optimizer = OptimizerState()
+    return True
+
+
+class SARClassifierSettings(_Sharpness):
     """Every constant of the released code."""
 
     learning_rate: float = Field(1e-4, gt=0, le=1, description="Adam.")
     entropy_fraction: float = Field(
         0.4, gt=0, le=1, description="Samples below this share of log C nats are learned from (E0)."
     )
-    rho: float = Field(0.05, gt=0, le=10, description="How far off the gradient is taken (SAM).")
-    average_momentum: float = Field(0.9, ge=0, lt=1, description="What the average entropy keeps.")
-    reset_constant: float = Field(
-        0.2, ge=0, le=100, description="Average entropy (nats) below which the source weights come back."
-    )
-    ema_clear_on_reset: bool = Field(
-        False, description="Forget the average then (released: no, so it may fire again)."
-    )
-    moments_clear_on_reset: bool = Field(False, description="Forget Adam's moments then (released: no).")
 
 
 class SARClassifier:
@@ -156,7 +159,7 @@ class SARClassifier:
         if not len(rows):
             zeros = {name: torch.zeros_like(value) for name, value in state.parameters.items()}
             adamw_step(state, zeros, self._adam)
-            self._recover(model, state)
+            _recover(state, model.weights, self.settings)
             return StepReport(losses=counted, applied=True, finite=all_finite({"logits": logits.detach()}))
         first = entropy[rows].mean()
         grads = gradients(first, state.parameters)
@@ -173,7 +176,7 @@ class SARClassifier:
         losses = {"entropy": first.detach()}
         if self._average(state, second.detach(), kept):
             losses["entropy_nearby"] = second.detach()
-        self._recover(model, state)
+        _recover(state, model.weights, self.settings)
         return StepReport(losses={**losses, **counted}, applied=True, finite=finite)
 
     def _average(self, state: AdaptationState, entropy: Tensor, kept: Tensor) -> bool:
@@ -184,18 +187,5 @@ class SARClassifier:
         count, value = torch.stack([kept.sum().double(), entropy.double()]).tolist()
         if not count:
             return False
-        keep = self.settings.average_momentum
-        old = state.numbers.get(_AVERAGE)
-        state.numbers[_AVERAGE] = value if old is None else keep * old + (1 - keep) * value
+        _average(state, value, self.settings)
         return True
-
-    @torch.no_grad()
-    def _recover(self, model: TwoStream, state: AdaptationState) -> None:
-        if state.numbers.get(_AVERAGE, float("inf")) >= self.settings.reset_constant:
-            return
-        for name, value in source_values(model, _GROUP).items():
-            state.parameters[name].copy_(value)
-        if self.settings.ema_clear_on_reset:
-            del state.numbers[_AVERAGE]
-        if self.settings.moments_clear_on_reset:
-            state.optimizer = OptimizerState()
