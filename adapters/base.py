@@ -135,6 +135,8 @@ class Method(Protocol):
     learn_from_shift: float
     """Batches whose shift from clean ones (Completion.shift) is known and smaller are only remembered and
     answered; 0: it learns from all."""
+    needs_completion: bool
+    """Whether it learns only from queries that a calibration completes (`Forward.completed`)."""
     most_classes: int
     """Gallery vectors that it wants to see at most (`Forward.classes`); 0: none."""
 

@@ -31,7 +31,6 @@ from torch import Tensor
 
 from adapters.anchors import alignment_loss, anchors_of, instance_loss
 from adapters.base import Forward, StepReport, at_least_fp32
-from adapters.calibration import PARTS
 from adapters.classification import (
     Answer,
     Artefact,
@@ -47,7 +46,7 @@ from adapters.drift import batch_drift
 from adapters.optimizer import AdamWSettings, descend
 from adapters.settings import MethodSettings
 from adapters.state import AdaptationState
-from adapters.two_stream_completion import representations
+from adapters.two_stream_completion import completion_of, representations
 
 FULL_BATCH = 64
 """Complete samples that move the completion by the whole rate."""
@@ -151,6 +150,7 @@ class CalMRL:
     learns = True
     rectifies = False
     most_classes = 0
+    needs_completion = True
     learn_from_shift = 0.0
     predict_after_update = False
 
@@ -237,6 +237,7 @@ class CalMRLClassifier:
             logits = self.predict(model, state, inputs)
         yield Answer(logits)
         completion = completion_of(model, state)
+        assert completion is not None  # `check` has seen it
         completed = held(completion.complete(observed))
         columns = completion.views(completed)
         if not _finite(columns):
@@ -251,13 +252,3 @@ class CalMRLClassifier:
             go_on(state, completion, completed, self.settings)
         found = {name: value.detach() for name, value in terms.items()}
         return StepReport(losses=found, applied=True, finite=finite)
-
-
-def completion_of(model: TwoStream, state: AdaptationState) -> Completion:
-    """The state's own, else the model's."""
-    own = remembered(state, PARTS)
-    if own is not None:
-        return own
-    assert model.calibration is not None  # `check` has seen it
-    assert model.calibration.completion is not None
-    return model.calibration.completion

@@ -49,6 +49,7 @@ class GalleryMethod:
     learns = True
     rectifies = False
     predict_after_update = False
+    needs_completion = False
 
     def __init__(self, settings: GallerySettings) -> None:
         self.settings: GallerySettings = settings

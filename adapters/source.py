@@ -25,6 +25,7 @@ class Source:
     learns = False
     rectifies = False
     most_classes = 0
+    needs_completion = False
     learn_from_shift = 0.0
     predict_after_update = False
 

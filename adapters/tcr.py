@@ -81,6 +81,7 @@ class TCR:
     learns = True
     rectifies = False
     most_classes = 0
+    needs_completion = False
 
     def __init__(
         self, settings: TCRSettings | None = None, *, model_temperature: float | None = None

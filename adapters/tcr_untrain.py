@@ -50,6 +50,7 @@ class TCRUntrain:
     learns = False
     rectifies = True
     most_classes = 0
+    needs_completion = False
     learn_from_shift = 0.0
     predict_after_update = False
 

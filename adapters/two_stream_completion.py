@@ -22,7 +22,8 @@ from torch import Tensor
 from adapters.base import at_least_fp32
 from adapters.calibration import PARTS
 from adapters.classification import Inputs, TwoStream, Values
-from adapters.completion import Completion, Progress, fit_completion
+from adapters.completion import Completion, Progress, fit_completion, remembered
+from adapters.state import AdaptationState
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,14 @@ class CompletedOutput:
     logits: Tensor
     features: Tensor
     pooled: Tensor
+
+
+def completion_of(model: TwoStream, state: AdaptationState | None) -> Completion | None:
+    """What completes a stream's samples: the state's completion, else the model's. Raises BadCompletion."""
+    own = None if state is None else remembered(state, PARTS)
+    if own is not None or model.calibration is None:
+        return own
+    return model.calibration.completion
 
 
 def representations(

@@ -15,10 +15,10 @@ from torch import Tensor
 from adapters.base import StepReport
 from adapters.calibration import PARTS, Calibration
 from adapters.classification import Answer, CalibrationMissing, ClassifyMethod, TwoStream
-from adapters.completion import Completion, hand_on, remembered
+from adapters.completion import hand_on
 from adapters.losses import softmax_entropy
 from adapters.state import AdaptationState
-from adapters.two_stream_completion import CompletedTwoStream
+from adapters.two_stream_completion import CompletedTwoStream, completion_of
 from service.pipeline import EarlyAnswer, Outcome, StageTimes, settle
 
 MissingBy = Literal["auto", "model", "impute"]
@@ -38,14 +38,6 @@ def check_missing(by: MissingBy, model: TwoStream) -> None:
             "classify_missing is impute, and the classifier's calibration has no completion; make one with "
             "`attune calibrate`, or leave classify_missing at auto"
         )
-
-
-def completion_of(model: TwoStream, state: AdaptationState | None) -> Completion | None:
-    """What completes a stream's samples: the state's completion, else the model's. Raises BadCompletion."""
-    own = None if state is None else remembered(state, PARTS)
-    if own is not None or model.calibration is None:
-        return own
-    return model.calibration.completion
 
 
 def completed(

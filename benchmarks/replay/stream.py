@@ -146,6 +146,7 @@ class Recorded:
         self.rectifies = method.rectifies
         self.predict_after_update = method.predict_after_update
         self.most_classes = method.most_classes
+        self.needs_completion = method.needs_completion
         self.learn_from_shift = method.learn_from_shift
         self.reports: list[StepReport] = []
         self.first_features: list[Tensor] = []

@@ -62,6 +62,13 @@ def nothing() -> Generator[None, None, None]:
     yield from ()
 
 
+def uncompleted_because(method: Any) -> str:
+    """Why a method of retrieval cannot learn from queries that nothing completes; empty: it can."""
+    if not method.needs_completion:
+        return ""
+    return f"{method.name} learns from queries that a gallery's calibration completes"
+
+
 def rows_of(jobs: Sequence[QueryJob]) -> list[slice]:
     """Which of the batch's rows each job holds."""
     starts = [0]

@@ -14,7 +14,7 @@ from torch import Tensor
 from adapters.base import Classes, Method
 from adapters.state import AdaptationState
 from encoders.base import Encoder
-from service.batches.base import OnAnswer, given
+from service.batches.base import OnAnswer, given, uncompleted_because
 from service.batches.dual import DualQueries
 from service.batches.scores import BatchCompletion, classified
 from service.gallery_side import to_numpy
@@ -113,7 +113,7 @@ class LabelBatch:
         return len(self._samples)
 
     def unlearned_because(self, method: Method) -> str:
-        return ""
+        return uncompleted_because(method)
 
     def prepare(self) -> Generator[None, None, None]:
         if self._side is not None:

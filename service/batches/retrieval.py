@@ -15,7 +15,7 @@ from adapters.completion import Completion
 from adapters.state import AdaptationState
 from encoders.base import Encoder
 from index.gallery import Gallery
-from service.batches.base import OnAnswer, given, nothing, rows_of
+from service.batches.base import OnAnswer, given, nothing, rows_of, uncompleted_because
 from service.batches.dual import DualQueries
 from service.canaries import CanaryStore
 from service.composed import ComposedTower, QueryTower
@@ -94,7 +94,7 @@ class RetrievalBatch:
         return ""
 
     def unlearned_because(self, method: Method) -> str:
-        return ""
+        return uncompleted_because(method) if self._completion is None else ""
 
     def prepare(self) -> Generator[None, None, None]:
         return nothing()

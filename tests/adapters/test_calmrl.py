@@ -19,7 +19,6 @@ from adapters.calmrl import (
     CalMRLClassifier,
     CalMRLClassifierSettings,
     CalMRLSettings,
-    completion_of,
     held,
     losses,
     rate,
@@ -27,7 +26,7 @@ from adapters.calmrl import (
 from adapters.completion import Completion, fit_completion, remember, remembered
 from adapters.latent import LatentModel
 from adapters.state import AdaptationState
-from adapters.two_stream_completion import CompletedTwoStream, representations
+from adapters.two_stream_completion import CompletedTwoStream, completion_of, representations
 from encoders.audiovisual import AVInputs
 from tests.adapters import classifier as av
 from tests.adapters.streams import (

@@ -99,12 +99,16 @@ async def test_a_query_alone_is_learned_from(engine: Engine) -> None:
         assert (track["applied"], set(track["losses"])) == (number + 1, {"align"})
 
 
-async def test_where_no_calibration_completes_nothing_is_learned(engine: Engine) -> None:
-    answer = await ask(engine, queries(16, TEXT), gallery="things")
-    assert told(answer).method == "calmrl"
-    (track,) = (await engine.describe_stream("s"))["tracks"]
-    assert (track["applied"], track["version"]) == (0, 0)
-    assert "calibration" in track["last_reason"]
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_where_no_calibration_completes_nothing_is_learned_nor_gathered_and_that_is_said(
+    engine: Engine, mode: str
+) -> None:
+    for kinds in (TEXT, BOTH):
+        answer = told(await ask(engine, queries(16, kinds), gallery="things", adapt=mode))
+        assert (answer.status, answer.state_version) == ("skipped", 0)
+        assert answer.reason == "calmrl learns from queries that a gallery's calibration completes"
+    tracks = (await engine.describe_stream("s"))["tracks"]
+    assert [(track["batches"], track["gathered"]) for track in tracks] == [(0, 0)] * len(tracks)
 
 
 async def test_a_restored_snapshot_continues_bit_exactly(engine: Engine) -> None:
