@@ -315,6 +315,17 @@ class Settings(BaseSettings):
         30.0, ge=0, description="Days after which an unused, unpinned stream leaves Redis; 0: never."
     )
 
+    # Console
+    console: bool = Field(
+        True,
+        description="Whether browsers get the console at `/`, and /console/* is there (docs/console.md).",
+    )
+    console_folder: Path | None = Field(
+        None,
+        description="A built console to serve instead of the one that comes with Attune, for people who work "
+        "on it. Read once, at the start.",
+    )
+
     # Metrics and traces
     metrics_streams: int = Field(
         20,

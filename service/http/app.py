@@ -21,7 +21,8 @@ from service.http.engine import Engine
 from service.http.errors import respond
 from service.http.middleware import Gate
 from service.http.openapi import FAILURES, document
-from service.http.routes import calibrations, classify, galleries, health, models, retrieve, streams
+from service.http.page import console_of
+from service.http.routes import calibrations, classify, console, galleries, health, models, retrieve, streams
 from service.metrics import Metrics
 from service.settings import Settings
 from service.version import VERSION
@@ -65,9 +66,9 @@ def create_app(settings: Settings, engine: Engine | None = None, *, start: Start
     app.state.decoders = CapacityLimiter(max(2, min(8, os.cpu_count() or 2)))
     app.state.limits = _limits(settings)
     app.state.live_streams = OpenStreams(settings.classify_connections)
-    _equip(
-        app, settings, engine, start, [retrieve, classify, galleries, calibrations, streams, models, health]
-    )
+    app.state.console = console_of(settings)
+    parts = [retrieve, classify, galleries, calibrations, streams, models, console, health]
+    _equip(app, settings, engine, start, parts)
     document(app)
     return app
 
@@ -82,6 +83,7 @@ def create_health_app(
     app = FastAPI(lifespan=_lifespan, openapi_url=None, redirect_slashes=False)
     app.state.limits = None
     app.state.live_streams = None
+    app.state.console = None
     _equip(app, settings, served, start, [health])
     return app
 

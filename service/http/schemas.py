@@ -409,3 +409,20 @@ class SnapshotsShown(Shown):
 
 class StatusShown(Shown):
     status: str
+
+
+class ConsoleConfigShown(Shown):
+    """What a page has to know of a server before it asks anything. No secrets."""
+
+    version: str
+    keys: dict[str, bool]
+    """admin, api: whether the server asks for such a key."""
+    default_gallery: str
+    preview_pixels: int
+    """Longest side of the pictures that galleries keep to show; 0: none."""
+    demo: dict[str, bool]
+    """clips: whether /demo/clips is there."""
+    corruptions: bool
+    """Whether /corruptions is there."""
+    limits: dict[str, float]
+    """Most of everything that a page sends or asks for."""
