@@ -1,0 +1,69 @@
+import { signal } from "@preact/signals";
+import type { ComponentChildren } from "preact";
+import { useEffect, useRef } from "preact/hooks";
+
+/** A modal dialog; Escape and the close button close it. Mount it to open it. */
+export function Dialog(props: { title: string; close: () => void; children: ComponentChildren; wide?: boolean }) {
+  const element = useRef<HTMLDialogElement>(null);
+  useEffect(() => {
+    const dialog = element.current;
+    const before = document.activeElement;
+    dialog?.showModal();
+    return () => {
+      dialog?.close();
+      if (before instanceof HTMLElement) before.focus();
+    };
+  }, []);
+  return (
+    <dialog ref={element} class={props.wide ? "wide" : ""} aria-labelledby="dialog-title"
+      onCancel={(event) => {
+        event.preventDefault();
+        props.close();
+      }}>
+      <header>
+        <h2 id="dialog-title">{props.title}</h2>
+        <button type="button" class="icon" aria-label="Close" onClick={props.close}>✕</button>
+      </header>
+      {props.children}
+    </dialog>
+  );
+}
+
+interface Question {
+  title: string;
+  text: string;
+  action: string;
+  answer: (yes: boolean) => void;
+}
+
+const question = signal<Question | null>(null);
+
+/** Ask before something that cannot be taken back. */
+export function confirmed(title: string, text: string, action: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    question.value = {
+      title,
+      text,
+      action,
+      answer: (yes) => {
+        question.value = null;
+        resolve(yes);
+      },
+    };
+  });
+}
+
+/** Where `confirmed` asks; the frame of the page mounts it once. */
+export function Confirmation() {
+  const asked = question.value;
+  if (!asked) return null;
+  return (
+    <Dialog title={asked.title} close={() => asked.answer(false)}>
+      <p>{asked.text}</p>
+      <footer>
+        <button type="button" onClick={() => asked.answer(false)}>Cancel</button>
+        <button type="button" class="danger" onClick={() => asked.answer(true)}>{asked.action}</button>
+      </footer>
+    </Dialog>
+  );
+}

@@ -1,0 +1,39 @@
+import { useState } from "preact/hooks";
+import { keyKind, lastCall } from "../lib/api.ts";
+import { asCurl, asPython } from "../lib/snippets.ts";
+import { say } from "../lib/state.ts";
+import { Dialog } from "./dialog.tsx";
+import { Segments } from "./fields.tsx";
+
+/** What the page did last, to be done elsewhere. */
+export function CopyAs() {
+  const [open, setOpen] = useState(false);
+  const [form, setForm] = useState<"curl" | "python">("curl");
+  const call = lastCall.value;
+  if (!call) return null;
+  const key = keyKind(call.method, call.path);
+  const code = form === "curl" ? asCurl(call, location.origin, key) : asPython(call, location.origin, key);
+  return (
+    <>
+      <button type="button" class="quiet" onClick={() => setOpen(true)}>Copy as curl / Python</button>
+      {open && (
+        <Dialog title={`${call.method} ${call.path.split("?")[0]}`} close={() => setOpen(false)} wide>
+          <Segments label="Language" value={form} choices={[{ value: "curl", label: "curl" }, { value: "python", label: "Python" }]} change={setForm} />
+          <pre class="code" tabIndex={0}><code>{code}</code></pre>
+          <footer>
+            <button type="button" class="primary" onClick={() => void copy(code)}>Copy</button>
+          </footer>
+        </Dialog>
+      )}
+    </>
+  );
+}
+
+async function copy(text: string): Promise<void> {
+  try {
+    await navigator.clipboard.writeText(text);
+    say("Copied");
+  } catch {
+    say("The browser does not let the page copy; select the text instead", "error");
+  }
+}

@@ -1,0 +1,108 @@
+// Server-Sent Events over fetch, because EventSource cannot send a key; reconnects by itself.
+
+import { effect, signal } from "@preact/signals";
+import { keyHeaders, keys } from "./api.ts";
+import { EventParser, type ServerEvent } from "./parser.ts";
+
+export type Connection = "connecting" | "live" | "lost" | "locked";
+
+const FIRST_PAUSE_MS = 500;
+const LONGEST_PAUSE_MS = 8000;
+/** The server sends something every ten seconds; after this long the connection is dead. */
+const SILENCE_MS = 25_000;
+
+/** One connection that is kept for as long as the page lives. */
+export class EventFeed {
+  readonly connection = signal<Connection>("connecting");
+  private stopped = false;
+  private controller = new AbortController();
+  private wake: () => void = () => undefined;
+
+  constructor(
+    private readonly path: string,
+    private readonly receive: (event: ServerEvent) => void,
+    private readonly connected: () => void = () => undefined,
+  ) {}
+
+  start(): () => void {
+    void this.run();
+    let first = true;
+    // A new key: try at once, with it.
+    const dispose = effect(() => {
+      void keys.value;
+      if (!first) this.retryNow();
+      first = false;
+    });
+    window.addEventListener("online", this.retryNow);
+    return () => {
+      this.stopped = true;
+      dispose();
+      window.removeEventListener("online", this.retryNow);
+      this.controller.abort();
+      this.wake();
+    };
+  }
+
+  readonly retryNow = (): void => {
+    if (this.connection.value !== "live") this.wake();
+  };
+
+  private async run(): Promise<void> {
+    let pause = FIRST_PAUSE_MS;
+    while (!this.stopped) {
+      try {
+        await this.listen(() => {
+          pause = FIRST_PAUSE_MS;
+        });
+        this.connection.value = "lost";
+      } catch (error) {
+        this.connection.value = error instanceof Locked ? "locked" : "lost";
+      }
+      if (this.stopped) return;
+      await this.sleep(this.connection.value === "locked" ? 2 ** 30 : pause);
+      pause = Math.min(pause * 2, LONGEST_PAUSE_MS);
+    }
+  }
+
+  private async listen(heard: () => void): Promise<void> {
+    const controller = new AbortController();
+    this.controller = controller;
+    let timer = window.setTimeout(() => controller.abort(), SILENCE_MS);
+    try {
+      const response = await fetch(this.path, {
+        headers: { Accept: "text/event-stream", ...keyHeaders("GET", this.path) },
+        signal: controller.signal,
+        cache: "no-store",
+      });
+      if (response.status === 401) throw new Locked();
+      if (!response.ok || !response.body) throw new Error(`the server answered ${response.status}`);
+      this.connection.value = "live";
+      this.connected();
+      const parser = new EventParser();
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) return;
+        heard();
+        window.clearTimeout(timer);
+        timer = window.setTimeout(() => controller.abort(), SILENCE_MS);
+        for (const event of parser.feed(value)) this.receive(event);
+      }
+    } finally {
+      window.clearTimeout(timer);
+      controller.abort();
+    }
+  }
+
+  private sleep(milliseconds: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = window.setTimeout(resolve, milliseconds);
+      this.wake = () => {
+        window.clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+}
+
+class Locked extends Error {}

@@ -1,0 +1,124 @@
+// What all views look at: the server, its models, galleries and streams, kept up to date by its events.
+
+import { computed, signal } from "@preact/signals";
+import { ApiError, get } from "./api.ts";
+import { EventFeed } from "./events.ts";
+import type { ServerEvent } from "./parser.ts";
+import type { Config, GalleryCard, Models, ServerFigures, StreamCard } from "./types.ts";
+
+export const config = signal<Config | null>(null);
+export const models = signal<Models | null>(null);
+export const galleries = signal<GalleryCard[]>([]);
+export const server = signal<ServerFigures | null>(null);
+export const streams = signal<ReadonlyMap<string, StreamCard>>(new Map());
+/** How many streams there are; `streams` holds those used last. */
+export const totalStreams = signal(0);
+/** Why the server's own look at the streams failed; empty: it did not. */
+export const trouble = signal("");
+
+/** What the views have in common: whose queries, and what is searched. */
+export const stream = signal("console");
+export const gallery = signal("");
+
+export interface Toast {
+  id: number;
+  text: string;
+  kind: "info" | "error";
+}
+
+export const toasts = signal<Toast[]>([]);
+let lastToast = 0;
+
+export function say(text: string, kind: Toast["kind"] = "info"): void {
+  const id = ++lastToast;
+  toasts.value = [...toasts.value.slice(-3), { id, text, kind }];
+  window.setTimeout(() => dismiss(id), kind === "error" ? 12_000 : 5_000);
+}
+
+export function dismiss(id: number): void {
+  toasts.value = toasts.value.filter((toast) => toast.id !== id);
+}
+
+/** What went wrong, for people. */
+export function messageOf(error: unknown): string {
+  if (error instanceof ApiError && error.retryAfterSeconds !== null) {
+    return `${error.message} (again in ${error.retryAfterSeconds} s)`;
+  }
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** Run something and tell what fails. False: it failed. */
+export async function tell(work: () => Promise<unknown>): Promise<boolean> {
+  try {
+    await work();
+    return true;
+  } catch (error) {
+    if (!(error instanceof DOMException && error.name === "AbortError")) say(messageOf(error), "error");
+    return false;
+  }
+}
+
+export async function loadGalleries(): Promise<void> {
+  galleries.value = (await get<{ galleries: GalleryCard[] }>("/galleries")).galleries;
+  const names = galleries.value.map((card) => card.name);
+  if (!names.includes(gallery.value)) {
+    const usual = config.value?.default_gallery ?? "";
+    gallery.value = names.includes(usual) ? usual : (names[0] ?? usual);
+  }
+}
+
+export async function loadModels(): Promise<void> {
+  models.value = await get<Models>("/models");
+}
+
+async function loadAll(): Promise<void> {
+  config.value = await get<Config>("/console/config");
+  await Promise.all([loadModels(), loadGalleries()]);
+}
+
+interface StreamsEvent {
+  total: number;
+  whole: boolean;
+  streams: StreamCard[];
+  gone: string[];
+}
+
+function receive({ event, data }: ServerEvent): void {
+  if (event === "server") {
+    server.value = JSON.parse(data) as ServerFigures;
+    trouble.value = "";
+  } else if (event === "trouble") {
+    trouble.value = (JSON.parse(data) as { message: string }).message;
+  } else if (event === "streams") {
+    const news = JSON.parse(data) as StreamsEvent;
+    const next = new Map(news.whole ? [] : streams.value);
+    for (const card of news.streams) next.set(card.name, card);
+    for (const name of news.gone) next.delete(name);
+    streams.value = next;
+    totalStreams.value = news.total;
+  }
+}
+
+const feed = new EventFeed("/admin/events", receive, () => void loadAll().catch(() => undefined));
+
+export const connection = computed(() => feed.connection.value);
+
+/** Put a card that an action has answered in its place, before the next event does. */
+export function show(card: StreamCard): void {
+  const before = streams.value.get(card.name);
+  const waiting = before?.waiting ?? null;
+  streams.value = new Map(streams.value).set(card.name, { waiting, ...card });
+}
+
+export function forget(name: string): void {
+  const next = new Map(streams.value);
+  next.delete(name);
+  streams.value = next;
+}
+
+export const retryNow = feed.retryNow;
+
+export function start(): void {
+  void tell(loadAll);
+  feed.start();
+}

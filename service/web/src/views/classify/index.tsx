@@ -1,0 +1,3 @@
+export function ClassifyView() {
+  return <h1>Classify</h1>;
+}

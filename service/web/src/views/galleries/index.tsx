@@ -1,0 +1,3 @@
+export function GalleriesView() {
+  return <h1>Galleries</h1>;
+}

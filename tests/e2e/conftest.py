@@ -1,0 +1,77 @@
+"""A real server, and a real Chromium that looks at its console."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from benchmarks.server import running_server
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+DESKTOP = {"width": 1280, "height": 800}
+PHONE = {"width": 390, "height": 844}
+# Without them a browser without a network looks up addresses of its maker.
+QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-quic")
+MEDIA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+
+
+def chromium() -> str | None:
+    """The browser's program: ATTUNE_CHROMIUM, else the first that is installed."""
+    named = os.environ.get("ATTUNE_CHROMIUM")
+    return named or next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(os.path.dirname(__file__)):
+            item.add_marker(pytest.mark.e2e)
+
+
+# Of this package alone: while Playwright runs, its thread has an event loop that other tests would meet.
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    program = chromium()
+    if program is None:
+        pytest.skip("no Chromium is installed (ATTUNE_CHROMIUM names one)")
+    arguments = [*QUIET, *MEDIA, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="package")
+def address() -> Iterator[str]:
+    """A server with the demo encoder, classifier and gallery, that everyone here uses: name streams apart."""
+    with running_server(demo_gallery_items=200, torch_threads=1) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """The console at 1280 pixels; a script's error, or a request to anywhere else, fails the test."""
+    yield from opened(browser, address, DESKTOP)
+
+
+@pytest.fixture
+def phone(browser: Browser, address: str) -> Iterator[Page]:
+    yield from opened(browser, address, PHONE)
+
+
+def opened(browser: Browser, address: str, size: dict[str, int]) -> Iterator[Page]:
+    context = browser.new_context(viewport=size, base_url=address, permissions=["clipboard-read", "clipboard-write"])  # type: ignore[arg-type]
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(f"error: {error}"))
+    page.on("console", lambda said: failures.append(said.text) if "Content Security Policy" in said.text else None)
+    page.on("request", lambda asked: failures.append(asked.url) if not asked.url.startswith((address, "data:", "blob:")) else None)
+    page.goto("/")
+    page.get_by_role("navigation", name="Views").wait_for()
+    yield page
+    context.close()
+    assert not failures, failures
