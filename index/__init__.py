@@ -16,6 +16,7 @@ from index.base import (
     GalleryNotFound,
     IndexSettings,
     ItemNotFound,
+    PreviewNotFound,
     StorageError,
     StorageFull,
     Target,
@@ -24,7 +25,7 @@ from index.base import (
 )
 from index.factory import make_index
 from index.gallery import Gallery
-from index.items import Hit, Item, UpsertReport
+from index.items import Hit, Item, Preview, UpsertReport
 from index.manifest import GalleryInfo
 from index.store import GalleryStore
 
@@ -49,6 +50,8 @@ __all__ = [
     "IndexSettings",
     "Item",
     "ItemNotFound",
+    "Preview",
+    "PreviewNotFound",
     "StorageError",
     "StorageFull",
     "Target",

@@ -6,6 +6,7 @@ Letters: B queries, G gallery items, D features, N new rows, k wanted neighbours
     ├── GalleryNotFound
     ├── GalleryExists
     ├── ItemNotFound
+    ├── PreviewNotFound
     ├── DuplicateId
     ├── FingerprintMismatch
     ├── UnknownTarget
@@ -71,6 +72,10 @@ class GalleryExists(GalleryError):
 
 class ItemNotFound(GalleryError):
     """The gallery holds no item of this id."""
+
+
+class PreviewNotFound(GalleryError):
+    """The gallery keeps no preview of this item."""
 
 
 class DuplicateId(GalleryError):

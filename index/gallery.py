@@ -34,11 +34,12 @@ from index.base import (
     ItemNotFound,
     Mask,
     Positions,
+    PreviewNotFound,
     Target,
 )
 from index.factory import make_index
 from index.filters import canonical, compile_filter
-from index.items import Hit, Item, Record, UpsertReport, check_target, prepare
+from index.items import Hit, Item, Preview, Record, UpsertReport, check_target, prepare
 
 # Bit masks of filters that are kept until the next change, 100 kB each at 100k items.
 _CACHED_FILTERS = 64
@@ -101,7 +102,15 @@ class Journal(Protocol):
         written: Sequence[Record],
         removed: Sequence[str],
     ) -> None:
-        """Removes ids, writes records with their vectors, then generation and counts."""
+        """Removes ids, writes records with their vectors and previews, then generation and counts."""
+
+    def preview(self, item_id: str) -> Preview | None:
+        """The item's preview as it is stored now.
+
+        Raises:
+            GalleryCorrupt: it is damaged, whatever the rest of the gallery is.
+            StorageError.
+        """
 
     def close(self) -> None: ...
 
@@ -120,6 +129,8 @@ class Gallery:
     positions, whether they were loaded, followed or made the changes.
 
     Scores are inner products of the query with stored unit vectors: the cosine, for unit queries.
+
+    Previews are in the journal only, and read when one is asked for; a gallery without a journal keeps none.
     """
 
     def __init__(
@@ -209,7 +220,28 @@ class Gallery:
             vectors = {
                 target: shelf.vector(record) for target, shelf in self._shelves.items() if target in held
             }
-        return Item(id=record.id, payload=record.payload, text=record.text, vectors=vectors)
+        return Item(
+            id=record.id,
+            payload=record.payload,
+            text=record.text,
+            vectors=vectors,
+            preview_version=record.preview_version,
+        )
+
+    def preview(self, item_id: str) -> Preview:
+        """The preview of an item, read from the journal.
+
+        Raises:
+            ItemNotFound, PreviewNotFound, StorageError.
+            GalleryCorrupt: the preview is damaged; the gallery can be used on.
+        """
+        self._require_usable()
+        if item_id not in self._records:
+            raise ItemNotFound(f"gallery {self.name!r} has no item {item_id!r}")
+        found = None if self._journal is None else self._journal.preview(item_id)
+        if found is None:
+            raise PreviewNotFound(f"gallery {self.name!r} keeps no preview of item {item_id!r}")
+        return found
 
     # Changes
 
@@ -361,8 +393,10 @@ class Gallery:
             shelf.remove([record for record in gone if target in self._targets_of(record)])
             shelf.put([record for record in written if target in record.vectors], target)
         for record in written:
-            # The index has the vectors and the journal the JSON.
-            record.vectors, record.payload_json = {}, ""
+            # The index has the vectors and the journal the JSON and the preview.
+            record.vectors, record.payload_json, record.preview = {}, "", None
+            if self._journal is None:
+                record.preview_version = ""
             self._records[record.id] = record
             self._next_sequence = max(self._next_sequence, record.sequence + 1)
 
@@ -424,7 +458,13 @@ class Gallery:
         members = self._shelf(target).members
         return [
             [
-                Hit((record := members[position]).id, score, record.payload, record.modalities)
+                Hit(
+                    (record := members[position]).id,
+                    score,
+                    record.payload,
+                    record.modalities,
+                    record.preview_version,
+                )
                 for score, position in zip(row_scores, row, strict=True)
                 if position >= 0
             ]

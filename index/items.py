@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,13 +27,26 @@ class Item:
     """One thing to find.
 
     `vectors` holds [D] for "image", "text" or both and, in a gallery with a calibration, for "anchor". They
-    are stored with length 1.
+    are stored with length 1. `preview` goes in and stays in the gallery's file; what comes out has
+    `preview_version` in its place.
     """
 
     id: str
     payload: Mapping[str, Any] = field(default_factory=dict)
     text: str | None = None
     vectors: Mapping[Target, Floats] = field(default_factory=dict)
+    preview: bytes | None = None
+    """A small picture to show it by, in whatever format the maker chooses."""
+    preview_version: str = ""
+    """See `Preview`; "" where the gallery keeps none."""
+
+
+class Preview(NamedTuple):
+    """The small picture that a gallery keeps of an item."""
+
+    version: str
+    """Follows from the content: 12 hexadecimal digits."""
+    content: bytes
 
 
 class Hit(NamedTuple):
@@ -43,6 +57,8 @@ class Hit(NamedTuple):
     payload: Mapping[str, Any]
     modalities: frozenset[Target]
     """Of the vectors that the item has by itself, so without "anchor"."""
+    preview_version: str
+    """As in `Item`."""
 
 
 class UpsertReport(NamedTuple):
@@ -63,6 +79,15 @@ class Record:
     """[D] each; emptied when the vector index has taken them."""
     modalities: frozenset[Target]
     """As in `Hit`; they stay when `vectors` is emptied."""
+    preview: bytes | None = None
+    """On its way into the file; None after."""
+    preview_version: str = ""
+    """As in `Item`."""
+
+
+def version_of(preview: bytes) -> str:
+    """As in `Preview`."""
+    return blake2b(preview).hexdigest()[:12]
 
 
 def prepare(items: Sequence[Item], dimension: int, *, anchored: bool) -> list[Record]:
@@ -108,8 +133,18 @@ def _record(item: Item, *, anchored: bool) -> Record:
         f"{item.id}{item.text or ''}".encode()
     except UnicodeEncodeError as error:
         raise BadItem(f"id or text of item {item.id!r} is no valid Unicode: {error}") from error
+    if item.preview is not None and not (isinstance(item.preview, bytes) and item.preview):
+        raise BadItem(f"the preview of item {item.id!r} is not the bytes of a picture")
     return Record(
-        0, item.id, json.loads(payload_json), payload_json, item.text, {}, modalities_of(item.vectors)
+        sequence=0,
+        id=item.id,
+        payload=json.loads(payload_json),
+        payload_json=payload_json,
+        text=item.text,
+        vectors={},
+        modalities=modalities_of(item.vectors),
+        preview=item.preview,
+        preview_version="" if item.preview is None else version_of(item.preview),
     )
 
 

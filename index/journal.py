@@ -3,17 +3,20 @@
     manifest(key, value)     format, name, dimension, fingerprint, settings, created_at, created_by,
                              calibration (JSON, or empty), generation, history_from, items, image, text,
                              anchor (how many), checksum
-    items(sequence, id, payload, text, image_vector, text_vector, anchor_vector, generation, checksum)
-                             in order of sequence; vectors are float32, little-endian; `generation` is that
-                             of the change that wrote the row
+    items(sequence, id, payload, text, image_vector, text_vector, anchor_vector, preview_version, generation,
+          checksum)          in order of sequence; vectors are float32, little-endian; `preview_version` is
+                             empty where there is no preview; `generation` is that of the change that wrote
+                             the row
+    previews(id, content)    the small pictures of items, apart so that a gallery is opened without reading
+                             them; an item's checksum covers the version, and the version the content
     removed(id, generation)  ids that are in `items` no more, and since which generation; complete for all
                              generations after the manifest's `history_from`
 
 So a process that knows the gallery at one generation finds what has changed since by two indexes. One that is
 behind `history_from` reads everything again.
 
-Format 2 had no anchors and no calibration. Format 1 had no generations, no `removed` and no `created_by`
-either. Opening such a file brings it to format 3 in one transaction, which counts as a change, so that a
+Format 3 had no previews, format 2 no anchors and no calibration either, and format 1 no generations, no
+`removed` and no `created_by`. Opening such a file brings it to format 4 in one transaction, which counts as a change, so that a
 process of the old version that still has it open refuses to write. Its rows keep their checksums; those of
 format 1 have generation 0.
 """
@@ -35,7 +38,7 @@ import numpy as np
 from index.base import ANCHOR, MODALITIES, REMEDY, TARGETS, Floats, GalleryCorrupt, GalleryNotFound, Target
 from index.files import connect, folder_lock, storage_errors
 from index.gallery import Changes, Place
-from index.items import Record, modalities_of
+from index.items import Preview, Record, modalities_of, version_of
 from index.manifest import (
     FORMAT,
     IDENTITY,
@@ -57,24 +60,26 @@ _HISTORY = (
     "CREATE TABLE removed (id TEXT PRIMARY KEY, generation INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE INDEX removed_by_generation ON removed (generation)",
 )
+_PREVIEWS = "CREATE TABLE previews (id TEXT PRIMARY KEY, content BLOB NOT NULL)"
 _CREATE = (
     "CREATE TABLE manifest (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     """CREATE TABLE items (
         sequence INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, payload TEXT NOT NULL, text TEXT,
-        image_vector BLOB, text_vector BLOB, anchor_vector BLOB, generation INTEGER NOT NULL,
-        checksum BLOB NOT NULL
+        image_vector BLOB, text_vector BLOB, anchor_vector BLOB, preview_version TEXT NOT NULL,
+        generation INTEGER NOT NULL, checksum BLOB NOT NULL
     )""",
+    _PREVIEWS,
     *_HISTORY,
 )
 _VECTORS = ", ".join(f"{target}_vector" for target in TARGETS)
-_COLUMNS = f"sequence, id, payload, text, {_VECTORS}, generation, checksum"
+_COLUMNS = f"sequence, id, payload, text, {_VECTORS}, preview_version, generation, checksum"
 # Named, or SQLite goes through all rows to have them in order without sorting.
 _ITEMS_SINCE = "items INDEXED BY items_by_generation WHERE generation > ?"
 _PLACE_COLUMNS = ", ".join(("sequence", "id", *(f"{kind}_vector IS NOT NULL" for kind in MODALITIES)))
 _VALUES = ", ".join("?" for _ in _COLUMNS.split(","))
 
-# sequence, id, payload, text, a vector of each target, generation
-Row: TypeAlias = tuple[int, str, str, str | None, *tuple[bytes | None, ...], int]
+# sequence, id, payload, text, a vector of each target, version of the preview, generation
+Row: TypeAlias = tuple[int, str, str, str | None, *tuple[bytes | None, ...], str, int]
 
 
 def write_new_file(path: Path, manifest: Manifest) -> None:
@@ -241,14 +246,23 @@ class SqliteJournal:
 
     def _to_record(self, columns: tuple[Any, ...]) -> Record:
         row: Row = columns[:-1]
-        sequence, item_id, payload, text, *blobs, _ = row
+        sequence, item_id, payload, text, *blobs, preview_version, _ = row
         found = {target: blob for target, blob in zip(TARGETS, blobs, strict=True) if blob is not None}
         if not self._can_be(found) or row_checksum(row) != columns[-1]:
             raise GalleryCorrupt(f"item {item_id!r} of gallery {self._name!r} is damaged; {REMEDY}")
         vectors: dict[Target, Floats] = {
             target: np.frombuffer(blob, dtype="<f4") for target, blob in found.items()
         }
-        return Record(sequence, item_id, json.loads(payload), "", text, vectors, modalities_of(vectors))
+        return Record(
+            sequence=sequence,
+            id=item_id,
+            payload=json.loads(payload),
+            payload_json="",
+            text=text,
+            vectors=vectors,
+            modalities=modalities_of(vectors),
+            preview_version=preview_version,
+        )
 
     def _can_be(self, found: Mapping[Target, object]) -> bool:
         """Whether an item of this gallery can have these vectors, by their targets and sizes."""
@@ -258,6 +272,23 @@ class SqliteJournal:
             and not found.keys().isdisjoint(MODALITIES)
             and (ANCHOR in found) == (self.info.calibration is not None)
         )
+
+    def preview(self, item_id: str) -> Preview | None:
+        # One statement, so that version and content are of one moment.
+        with self._errors():
+            row = self._connection.execute(
+                "SELECT preview_version, content FROM items LEFT JOIN previews USING (id) "
+                "WHERE id = ? AND preview_version != ''",
+                (item_id,),
+            ).fetchone()
+        if row is None:
+            return None
+        version, content = row
+        if not isinstance(content, bytes) or version_of(content) != version:
+            raise GalleryCorrupt(
+                f"the preview of item {item_id!r} of gallery {self._name!r} is damaged; add the item again"
+            )
+        return Preview(version, content)
 
     # Writing
 
@@ -277,6 +308,12 @@ class SqliteJournal:
             "INSERT OR REPLACE INTO removed VALUES (?, ?)", ((item_id, generation) for item_id in removed)
         )
         connection.executemany("DELETE FROM removed WHERE id = ?", ((record.id,) for record in written))
+        touched = (*removed, *(record.id for record in written))
+        connection.executemany("DELETE FROM previews WHERE id = ?", ((item_id,) for item_id in touched))
+        connection.executemany(
+            "INSERT INTO previews VALUES (?, ?)",
+            ((record.id, record.preview) for record in written if record.preview is not None),
+        )
         connection.executemany(
             f"INSERT OR REPLACE INTO items ({_COLUMNS}) VALUES ({_VALUES})",  # noqa: S608
             ((*row, row_checksum(row)) for row in (_to_row(record, generation) for record in written)),
@@ -309,13 +346,18 @@ def _identity(path: str) -> tuple[int, int]:
 def _migrate(connection: sqlite3.Connection, manifest: Manifest) -> Manifest:
     """To the newest format, in the transaction that goes on to read and check every row."""
     generation = str(int(manifest["generation"]) + 1)
-    new = {"format": str(FORMAT), "generation": generation, "calibration": "", "anchor": "0"}
-    if int(manifest["format"]) < 2:
+    new = {"format": str(FORMAT), "generation": generation}
+    old = int(manifest["format"])
+    if old < 2:
         connection.execute("ALTER TABLE items ADD COLUMN generation INTEGER NOT NULL DEFAULT 0")
         for statement in _HISTORY:
             connection.execute(statement)
         new |= {"created_by": "", "history_from": generation}
-    connection.execute("ALTER TABLE items ADD COLUMN anchor_vector BLOB")
+    if old < 3:
+        connection.execute("ALTER TABLE items ADD COLUMN anchor_vector BLOB")
+        new |= {"calibration": "", "anchor": "0"}
+    connection.execute("ALTER TABLE items ADD COLUMN preview_version TEXT NOT NULL DEFAULT ''")
+    connection.execute(_PREVIEWS)
     migrated = manifest | new
     write_manifest(connection, migrated)
     return migrated
@@ -326,20 +368,31 @@ def _to_row(record: Record, generation: int) -> Row:
         None if target not in record.vectors else record.vectors[target].astype("<f4").tobytes()
         for target in TARGETS
     )
-    return record.sequence, record.id, record.payload_json, record.text, *blobs, generation
+    return (
+        record.sequence,
+        record.id,
+        record.payload_json,
+        record.text,
+        *blobs,
+        record.preview_version,
+        generation,
+    )
 
 
 def row_checksum(row: Row) -> bytes:
     """Over all of the row. In rows of generation 0, which come from format 1, as that format had it.
 
     In rows without an anchor as format 2 had it: all vectors have one size, so the number of bytes tells
-    whether there is one.
+    whether there is one. In rows without a preview as format 3 had it: of the two that may end the head only
+    the generation is a number.
     """
-    sequence, item_id, payload, text, *blobs, generation = row
+    sequence, item_id, payload, text, *blobs, preview_version, generation = row
     observed = blobs[: len(MODALITIES)]
     head = [sequence, item_id, payload, text, *(blob is None for blob in observed)]
     if generation:
         head.append(generation)
+    if preview_version:
+        head.append(preview_version)
     digest = blake2b(json.dumps(head).encode(), digest_size=16)
     for blob in blobs:
         digest.update(blob or b"")

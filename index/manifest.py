@@ -12,7 +12,7 @@ from typing import TypeAlias
 from index.base import REMEDY, TARGETS, CalibrationMark, GalleryCorrupt, IndexSettings, Target
 from index.gallery import Gallery
 
-FORMAT = 3
+FORMAT = 4
 
 # What never changes in the life of a gallery; a file in which it does is another gallery's.
 IDENTITY = ("name", "dimension", "fingerprint", "settings", "created_at", "created_by", "calibration")
@@ -23,7 +23,7 @@ _KEYS_1 = frozenset(
 )
 _KEYS_2 = _KEYS_1 | {"created_by", "history_from"}
 _KEYS_3 = _KEYS_2 | {"calibration", "anchor"}
-_KEYS = {1: _KEYS_1, 2: _KEYS_2, 3: _KEYS_3}
+_KEYS = {1: _KEYS_1, 2: _KEYS_2, 3: _KEYS_3, 4: _KEYS_3}
 
 Manifest: TypeAlias = dict[str, str]
 

@@ -24,6 +24,7 @@ BY_CLASS: Mapping[str, tuple[int, str]] = {
     "index.base.GalleryNotFound": (404, "unknown_gallery"),
     "index.base.GalleryExists": (409, "gallery_exists"),
     "index.base.ItemNotFound": (404, "unknown_item"),
+    "index.base.PreviewNotFound": (404, "unknown_preview"),
     "index.base.DuplicateId": (422, "duplicate_id"),
     "index.base.FingerprintMismatch": (409, "fingerprint_mismatch"),
     "index.base.UnknownTarget": (422, "unknown_target"),
