@@ -5,6 +5,7 @@ A process of role `worker` is this and a few probes; role `all` has an `Engine` 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from service.batches.make import Batches
 from service.calibrations import Calibrations
 from service.canaries import CanaryStore
 from service.catalogue import EncoderCard
+from service.comparison import Side, compare
 from service.demo_gallery import fill_demo_gallery
 from service.errors import BadRequest, Conflict, NotFound
 from service.galleries import Galleries
@@ -110,7 +112,11 @@ class Backend:
         if settings.encoder == "demo" and settings.demo_gallery_items:
             with alone("demo-gallery"):
                 fill_demo_gallery(
-                    self.galleries, self.encoder, settings.default_gallery, settings.demo_gallery_items
+                    self.galleries,
+                    self.encoder,
+                    settings.default_gallery,
+                    settings.demo_gallery_items,
+                    previews=settings.preview_pixels > 0,
                 )
         self.worker = Worker(
             batches=Batches(
@@ -273,6 +279,14 @@ class Backend:
         def restore_snapshot(stream: str, name: str) -> dict[str, Any]:
             return streams.restore(stream, snapshots.read(stream, name)).describe()
 
+        def compare_snapshots(stream: str, first: str, second: str | None) -> dict[str, Any]:
+            one = Side.of_snapshot(first, snapshots.read(stream, first))
+            if second is None:
+                other = Side.of_stream(streams.find(stream), now=time.time())
+            else:
+                other = Side.of_snapshot(second, snapshots.read(stream, second))
+            return {"stream": stream, **compare(one, other, self.tasks)}
+
         return {
             "list_galleries": plain(galleries.list),
             "describe_gallery": plain(galleries.describe),
@@ -284,6 +298,7 @@ class Backend:
             "delete_items": plain(galleries.delete_items),
             "get_item": plain(galleries.get_item),
             "list_items": plain(galleries.list_items),
+            "get_preview": plain(galleries.get_preview),
             "list_calibrations": plain(calibrations.list),
             "describe_calibration": plain(describe_calibration),
             "put_calibration": lambda job: calibrations.put(**job.arguments, again=job.again),
@@ -291,6 +306,8 @@ class Backend:
             "export_calibration": plain(calibrations.export),
             "delete_calibration": delete_calibration,
             "list_streams": plain(streams.describe_all),
+            "latest_streams": plain(streams.describe_latest),
+            "stream_history": plain(streams.history),
             "describe_stream": plain(lambda name: streams.find(name).describe()),
             "configure_stream": plain(configure_stream),
             "reset_stream": plain(lambda name: streams.reset(name).describe()),
@@ -299,6 +316,7 @@ class Backend:
             "list_snapshots": plain(list_snapshots),
             "restore_snapshot": plain(restore_snapshot),
             "delete_snapshot": delete_snapshot,
+            "compare_snapshots": plain(compare_snapshots),
             "export_snapshot": plain(snapshots.export),
             "import_snapshot": lambda job: snapshots.import_(**job.arguments, again=job.again),
         }

@@ -282,6 +282,10 @@ class Engine:
     async def list_items(self, gallery: str, offset: int, limit: int) -> dict[str, Any]:
         return await self._do("list_items", gallery=gallery, name=gallery, offset=offset, limit=limit)
 
+    async def get_preview(self, gallery: str, id: str) -> dict[str, Any]:
+        """{"version": str, "content": WebP bytes}."""
+        return await self._do("get_preview", gallery=gallery, name=gallery, id=id)
+
     async def set_canaries(self, gallery: str, canaries: Sequence[Canary]) -> dict[str, Any]:
         return await self._do("set_canaries", gallery=gallery, name=gallery, canaries=tuple(canaries))
 
@@ -315,6 +319,17 @@ class Engine:
 
     async def list_streams(self) -> list[dict[str, Any]]:
         return await self._do("list_streams")
+
+    async def latest_streams(self, most: int) -> dict[str, Any]:
+        """The `most` streams that were used last, and how many there are: {"total", "streams"}."""
+        return await self._do("latest_streams", most=most)
+
+    def waiting_by_stream(self) -> Mapping[str, int] | None:
+        """Queries that wait in the queue, by stream; None: this process does not know."""
+        return self._submitter.waiting_by_stream()
+
+    async def stream_history(self, name: str) -> dict[str, Any]:
+        return await self._do("stream_history", order=name, name=name)
 
     async def describe_stream(self, name: str) -> dict[str, Any]:
         return await self._do("describe_stream", order=name, name=name)
@@ -359,6 +374,11 @@ class Engine:
 
     async def restore_snapshot(self, stream: str, name: str) -> dict[str, Any]:
         return await self._do("restore_snapshot", order=stream, stream=stream, name=name)
+
+    async def compare_snapshots(self, stream: str, first: str, second: str | None = None) -> dict[str, Any]:
+        """Without `second`: with the stream as it is."""
+        arguments = {"stream": stream, "first": first, "second": second}
+        return await self._do("compare_snapshots", order=stream, **arguments)
 
     async def delete_snapshot(self, stream: str, name: str) -> None:
         await self._do("delete_snapshot", order=stream, stream=stream, name=name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from heapq import nlargest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +26,9 @@ class StateStore(Protocol):
 
     def names(self) -> list[str]:
         """All stored streams."""
+
+    def latest(self, most: int) -> list[str]:
+        """The stored streams that were written last, at most so many, the last first."""
 
     def load(self, name: str) -> bytes | None:
         """The stored stream; None if there is none."""
@@ -56,6 +61,13 @@ class FileStates:
 
     def names(self) -> list[str]:
         return [path.name.removesuffix(_SUFFIX) for path in self._folder.glob(f"*{_SUFFIX}")]
+
+    def latest(self, most: int) -> list[str]:
+        with os.scandir(self._folder) if self._folder.is_dir() else nullcontext(()) as entries:
+            written = [
+                (entry.stat().st_mtime, entry.name) for entry in entries if entry.name.endswith(_SUFFIX)
+            ]
+        return [name.removesuffix(_SUFFIX) for _, name in nlargest(most, written)]
 
     def load(self, name: str) -> bytes | None:
         path = self._path(name)

@@ -15,6 +15,7 @@ from service.errors import BadRequest, NotFound
 from service.files import check_calibration_name
 from service.guard.guard import Guard
 from service.guard.settings import GuardSettings
+from service.history import History
 from service.tasks import Chosen, Tasks, is_track
 from service.tracks import Stream, Track
 
@@ -24,6 +25,8 @@ LABEL_SETS = 16
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 _GOOD = "good:"
 """Before a track's name, in a file: the last good state of its guard."""
+_HISTORY = "history:"
+"""Likewise: its history, in the place of a state, so that the file's digest covers it."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ def pack_stream(stream: Stream, *, kind: str, **about: Any) -> bytes:
     for key, track in stream.tracks.items():
         if guarded and track.guard.good is not None:
             states[_GOOD + key] = track.guard.good
+        if len(track.history):
+            states[_HISTORY + key] = AdaptationState("", "", {}, tensors=track.history.to_tensors())
     return pack_states(states, header=header)
 
 
@@ -102,6 +107,8 @@ def unpack_stream(data: bytes, tasks: Tasks, *, whole: bool = True) -> Unpacked:
                     about["guard"], settings=GuardSettings(), stream=header["stream"], track=key,
                     good=states.get(_GOOD + key), dimension=tasks.encoder.dimension,
                 )  # fmt: skip
+            if _HISTORY + key in states:
+                tracks[key].history = History.from_tensors(states[_HISTORY + key].tensors)
     except ValueError as error:
         raise StateFileError(f"the file's guard is damaged: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:

@@ -103,6 +103,32 @@ class StreamStore:
             yield
         return found
 
+    def describe_latest(self, most: int) -> Generator[None, None, dict[str, Any]]:
+        """The `most` streams that were used last, and how many there are. In slices.
+
+        -> {"total", "streams"}, the last used first.
+        """
+        held = sorted(self.held(), key=lambda stream: stream.last_seen, reverse=True)
+        names = [stream.name for stream in held[:most]]
+        if len(names) < most or self._states.deferred:  # what one worker alone has not in memory is older
+            names = list(dict.fromkeys([*names, *self._states.latest(most)]))
+        total = len({*self._states.names(), *(stream.name for stream in held)})
+        yield
+        found: list[dict[str, Any]] = []
+        for start in range(0, len(names), _SLICE):
+            found += self._describe(names[start : start + _SLICE])
+            yield
+        found.sort(key=lambda card: card["last_seen"], reverse=True)
+        return {"total": total, "streams": found[:most]}
+
+    def history(self, name: str) -> dict[str, Any]:
+        """What the last batches of each of its tracks came to. Raises NotFound."""
+        stream = self.find(name)
+        return {
+            "stream": name,
+            "tracks": {key: track.history.columns() for key, track in stream.tracks.items()},
+        }
+
     def _describe(self, names: Sequence[str]) -> list[dict[str, Any]]:
         cards = {name: held.describe() for name in names if (held := self._current(name)) is not None}
         stored = [name for name in names if name not in cards]

@@ -18,6 +18,7 @@ from adapters.state import AdaptationState
 from index.base import CalibrationMark
 from service.guard.guard import Guard
 from service.guard.settings import GuardSettings
+from service.history import History
 from service.messages import COMPOSED, LABELS, Query, QueryJob, Sample
 from service.pipeline import Outcome
 from service.tasks import Chosen, task_of
@@ -122,6 +123,7 @@ class Track:
     last_reason: str = ""
     drift: dict[str, float] | None = None
     losses: dict[str, float] | None = None
+    history: History = field(default_factory=History)
     guard: Guard = field(default_factory=lambda: Guard(GuardSettings()))
     attached: Callable[[], Completion | None] = lambda: None
     """What the stream's calibration completes its queries by, before anything is learned."""
@@ -175,6 +177,8 @@ class Track:
         self.last_reason = outcome.reason
         self.drift = dict(outcome.drift) or None
         self.losses = dict(outcome.losses) or None
+        number = self.applied + self.skipped + self.undone
+        self.history = self.history.then(outcome, batch=number, version=self.state.version, at=time.time())
 
     def describe(self) -> dict[str, Any]:
         memory = self.state.tensors.get("memory.likeness")
@@ -193,13 +197,15 @@ class Track:
             "last_reason": self.last_reason,
             "drift": self.drift,
             "losses": self.losses,
+            "recent": self.history.recent,
             "guard": {**self.guard.describe(), **({} if self.guarded else _UNGUARDED)},
         }
 
     def byte_size(self) -> int:
-        """Bytes of the state and of the last good one."""
+        """Bytes of the state, of the last good one and of the history."""
         good = self.guard.good
-        return self.state.byte_size() + (0 if good is None or good is self.state else good.byte_size())
+        kept = 0 if good is None or good is self.state else good.byte_size()
+        return self.state.byte_size() + kept + self.history.byte_size()
 
 
 @dataclass

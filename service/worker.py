@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 
 _IDLE_S = 1.0
 _SAVE_SLICE_S = 0.02
-_SLICED = frozenset({"list_streams", "fit_calibration"})
+_SLICED = frozenset({"list_streams", "latest_streams", "fit_calibration"})
 """Control jobs that take slices though they count no items."""
 _CLIENTS_MISTAKES = (ServiceError, GalleryError, AdapterError, EncoderError)
 """Errors that are part of an answer; anything else is a fault of ours and is logged with its traceback."""

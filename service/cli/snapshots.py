@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +42,40 @@ def restore(stream: Stream, name: Name, url: Url = None, as_json: AsJson = False
     """Put a snapshot in the place of the stream's states."""
     with connected(url) as client:
         show_stream(client.restore_snapshot(stream, name), as_json)
+
+
+@app.command()
+def compare(
+    stream: Stream,
+    first: Annotated[str, typer.Argument(help="A snapshot.")],
+    second: Annotated[str | None, typer.Argument(help="Another one. Default: the stream as it is.")] = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """What two snapshots differ by, or a snapshot and the stream as it is."""
+    with connected(url) as client:
+        compared = client.compare_snapshots(stream, first, second)
+    if as_json:
+        show_card(compared, as_json)
+        return
+    sides = [{**compared[side], "name": compared[side]["name"] or "now"} for side in ("first", "second")]
+    show_table(sides, ("name", "created_at", "method", "version", "batches"), False)
+    rows = [_compared(name, track) for name, track in compared["tracks"].items()]
+    if rows:
+        typer.echo("")
+        show_table(rows, ("track", "in", "versions", "distance", "farthest"), False)
+
+
+def _compared(name: str, track: Mapping[str, Any]) -> dict[str, Any]:
+    versions = (str(track[side]["version"]) if track[side] else "-" for side in ("first", "second"))
+    farthest = ", ".join(parameter["name"] for parameter in track["parameters"][:3])
+    return {
+        "track": name,
+        "in": track["in"],
+        "versions": " -> ".join(versions),
+        "distance": track["distance"],
+        "farthest": farthest,
+    }
 
 
 @app.command()

@@ -259,6 +259,10 @@ class AsyncClient:
         """{"items": [...], "total": n}."""
         return await self._send(calls.list_items(gallery, offset, limit))
 
+    async def preview(self, gallery: str, id: str) -> bytes:
+        """The small picture (WebP) that the gallery keeps of an item added with a picture."""
+        return await self._send(calls.preview(gallery, id))
+
     async def set_canaries(self, gallery: str, canaries: Sequence[Mapping[str, Any]]) -> Card:
         """Queries whose answers are known: `text` or `image` (as for items), and `answer`, an item's id."""
         return await self._send(calls.set_canaries(gallery, canaries))
@@ -296,6 +300,10 @@ class AsyncClient:
 
     async def list_streams(self) -> list[Card]:
         return await self._send(calls.list_streams())
+
+    async def stream_history(self, stream: str) -> Card:
+        """What the last batches of each of its tracks came to, in columns, oldest first."""
+        return await self._send(calls.stream_history(stream))
 
     async def describe_stream(self, name: str) -> Card:
         return await self._send(calls.describe_stream(name))
@@ -336,6 +344,10 @@ class AsyncClient:
 
     async def restore_snapshot(self, stream: str, name: str) -> Card:
         return await self._send(calls.restore_snapshot(stream, name))
+
+    async def compare_snapshots(self, stream: str, first: str, second: str | None = None) -> Card:
+        """What two snapshots of a stream differ by; without `second`, `first` and the stream as it is."""
+        return await self._send(calls.compare_snapshots(stream, first, second))
 
     async def delete_snapshot(self, stream: str, name: str) -> None:
         await self._send(calls.delete_snapshot(stream, name))

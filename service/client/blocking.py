@@ -245,6 +245,10 @@ class Client:
         """{"items": [...], "total": n}."""
         return self._send(calls.list_items(gallery, offset, limit))
 
+    def preview(self, gallery: str, id: str) -> bytes:
+        """The small picture (WebP) that the gallery keeps of an item added with a picture."""
+        return self._send(calls.preview(gallery, id))
+
     def set_canaries(self, gallery: str, canaries: Sequence[Mapping[str, Any]]) -> Card:
         """Queries whose answers are known: `text` or `image` (as for items), and `answer`, an item's id."""
         return self._send(calls.set_canaries(gallery, canaries))
@@ -282,6 +286,10 @@ class Client:
 
     def list_streams(self) -> list[Card]:
         return self._send(calls.list_streams())
+
+    def stream_history(self, stream: str) -> Card:
+        """What the last batches of each of its tracks came to, in columns, oldest first."""
+        return self._send(calls.stream_history(stream))
 
     def describe_stream(self, name: str) -> Card:
         return self._send(calls.describe_stream(name))
@@ -322,6 +330,10 @@ class Client:
 
     def restore_snapshot(self, stream: str, name: str) -> Card:
         return self._send(calls.restore_snapshot(stream, name))
+
+    def compare_snapshots(self, stream: str, first: str, second: str | None = None) -> Card:
+        """What two snapshots of a stream differ by; without `second`, `first` and the stream as it is."""
+        return self._send(calls.compare_snapshots(stream, first, second))
 
     def delete_snapshot(self, stream: str, name: str) -> None:
         self._send(calls.delete_snapshot(stream, name))

@@ -233,6 +233,10 @@ def list_items(gallery: str, offset: int, limit: int) -> Call[Card]:
     return Call("GET", _path("galleries", gallery, "items"), _card, params=params)
 
 
+def preview(gallery: str, id: str) -> Call[bytes]:
+    return Call("GET", _path("galleries", gallery, "previews", id), lambda response: response.content)
+
+
 def set_canaries(gallery: str, canaries: Sequence[Mapping[str, Any]]) -> Call[Card]:
     bodies = [item_body(canary) for canary in canaries]
     return Call("PUT", _path("galleries", gallery, "canaries"), _card, json={"canaries": bodies})
@@ -270,6 +274,10 @@ def delete_calibration(name: str) -> Call[None]:
 
 def list_streams() -> Call[list[Card]]:
     return Call("GET", "/admin/streams", _listed("streams"))
+
+
+def stream_history(name: str) -> Call[Card]:
+    return Call("GET", _stream(name, "history"), _card)
 
 
 def describe_stream(name: str) -> Call[Card]:
@@ -316,6 +324,11 @@ def create_snapshot(stream: str, name: str | None, note: str) -> Call[Card]:
 
 def restore_snapshot(stream: str, name: str) -> Call[Card]:
     return Call("POST", _stream(stream, "snapshots", name, "restore"), _card)
+
+
+def compare_snapshots(stream: str, first: str, second: str | None) -> Call[Card]:
+    params = {} if second is None else {"with": second}
+    return Call("GET", _stream(stream, "snapshots", first, "compare"), _card, params=params)
 
 
 def delete_snapshot(stream: str, name: str) -> Call[None]:

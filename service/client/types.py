@@ -62,6 +62,8 @@ class Hit:
     payload: dict[str, Any]
     parts: dict[str, Part] | None = None
     """Of the item, by modality; only where anchors were searched."""
+    preview: str | None = None
+    """Path of its preview on the server; None where there is none. `Client.preview` gets it."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,13 @@ class StreamedAnswer:
 
 
 def _hit(body: Mapping[str, Any]) -> Hit:
-    return Hit(body["id"], body["score"], body["payload"], _parts(body["parts"]) if "parts" in body else None)
+    return Hit(
+        body["id"],
+        body["score"],
+        body["payload"],
+        parts=_parts(body["parts"]) if "parts" in body else None,
+        preview=body.get("preview"),
+    )
 
 
 def _completeness(results: Sequence[Mapping[str, Any]]) -> tuple[Completeness | None, ...]:

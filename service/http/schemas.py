@@ -264,6 +264,8 @@ class Hit(Shown):
     payload: dict[str, Any]
     parts: dict[str, PartShown] | None = None
     """Of the item, `image` and `text`; only where anchors were searched."""
+    preview: str | None = None
+    """Where a small picture of the item is had; absent where the gallery keeps none."""
 
 
 class CompletenessShown(Shown):
@@ -340,6 +342,8 @@ class GalleriesShown(Shown):
 class ItemShown(Shown):
     id: str
     payload: dict[str, Any]
+    preview: str | None = None
+    """As in a hit."""
 
 
 class ItemPage(Shown):
@@ -403,12 +407,98 @@ class SnapshotShown(Shown):
     name: str
 
 
+class HistoryColumns(Shown):
+    """A track's last 240 batches; all columns have one length. null: not known of that batch."""
+
+    at: list[float]
+    """Seconds since 1970."""
+    batch: list[int]
+    """Number among the track's batches, from 1."""
+    version: list[int]
+    status: list[Literal["applied", "skipped", "undone"]]
+    modality_gap: list[float | None]
+    modality_gap_target: list[float | None]
+    uniformity: list[float | None]
+    entropy_nats: list[float | None]
+    source_likeness: list[float | None]
+    shift: list[float | None]
+    loss: list[float | None]
+
+
+class HistoryShown(Shown):
+    stream: str
+    tracks: dict[str, HistoryColumns]
+
+
+class ComparedSide(Shown):
+    name: str | None
+    """None: the stream as it is."""
+    created_at: float
+    version: int
+    batches: int
+    method: str
+    settings: dict[str, Any]
+    classify: dict[str, Any] | None
+    calibrations: dict[str, dict[str, str]]
+
+
+class TrackSide(Shown):
+    version: int
+    batches: int
+    applied: int
+    skipped: int
+    undone: int
+    drift: dict[str, float | None] | None
+    losses: dict[str, float | None] | None
+    distance_from_source: float | None
+    memory_size: int
+
+
+class ComparedParameter(Shown):
+    name: str
+    size: int
+    distance: float
+    """Its part of the track's: the squares of all parameters add up to the square of that."""
+
+
+class ComparedTrack(Shown):
+    in_: Literal["both", "first", "second"] = Field(alias="in")
+    first: TrackSide | None
+    second: TrackSide | None
+    distance: float | None
+    """Length of the difference of the parameters that both have, over that of their source values."""
+    parameters: list[ComparedParameter]
+    """The farthest, at most 12."""
+
+
+class ComparisonShown(Shown):
+    stream: str
+    first: ComparedSide
+    second: ComparedSide
+    tracks: dict[str, ComparedTrack]
+
+
 class SnapshotsShown(Shown):
     snapshots: list[SnapshotShown]
 
 
 class StatusShown(Shown):
     status: str
+
+
+class ClipShown(Shown):
+    """A clip of the demo; audio and image are paths on this server."""
+
+    id: str
+    label: str
+    audio: str
+    image: str
+
+
+class ClipsShown(Shown):
+    labels: list[str]
+    """All that the classifier knows."""
+    clips: list[ClipShown]
 
 
 class ConsoleConfigShown(Shown):

@@ -78,6 +78,9 @@ class Submitter(Protocol):
     def depth(self) -> int:
         """Items accepted and not yet taken; between processes a figure about a second old."""
 
+    def waiting_by_stream(self) -> Mapping[str, int] | None:
+        """Queries accepted and not yet taken, by the stream whose state they use; None: not known here."""
+
 
 class JobQueue(Protocol):
     """Where the worker takes jobs and leaves results. Jobs of a stream are taken in the order they came."""

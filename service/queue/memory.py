@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -78,6 +78,15 @@ class MemoryQueue:
 
     def depth(self) -> int:
         return self._items
+
+    def waiting_by_stream(self) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        with self._changed:
+            for entry in self._waiting:
+                stream = stream_of(entry.job)
+                if stream is not None and isinstance(entry.job, QueryJob) and not entry.future.cancelled():
+                    counts[stream] += entry.job.items
+        return dict(counts)
 
     def pressure(self) -> float:
         return self._items / self._capacity

@@ -36,6 +36,9 @@ class RedisStates:
     def names(self) -> list[str]:
         return [name.decode() for name in self._ask("zrange", self._keys.streams, 0, -1)]
 
+    def latest(self, most: int) -> list[str]:
+        return [name.decode() for name in self._ask("zrevrange", self._keys.streams, 0, most - 1)]
+
     def load(self, name: str) -> bytes | None:
         data: bytes | None = self._ask("hget", self._keys.stream(name), "state")
         return data

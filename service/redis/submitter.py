@@ -83,6 +83,10 @@ class RedisSubmitter:
     def depth(self) -> int:
         return self.waiting
 
+    def waiting_by_stream(self) -> dict[str, int] | None:
+        """Workers hold what they have read ahead, and a queue in Redis is read by its owner only."""
+        return None
+
     async def ask(self, jobs: Sequence[Job], *, timeout_s: float) -> list[Any]:
         if self._closed:
             raise NotReady("shutting down")

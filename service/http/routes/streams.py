@@ -16,6 +16,8 @@ from service.http.errors import Refusal
 from service.http.openapi import answers, bytes_request, json_request
 from service.http.responses import json_response, no_content
 from service.http.schemas import (
+    ComparisonShown,
+    HistoryShown,
     NewSnapshot,
     SnapshotPath,
     SnapshotShown,
@@ -44,6 +46,15 @@ async def list_streams(engine: EngineDep) -> Response:
 @router.get("/{stream}", summary="One stream", responses=answers(StreamShown, "With its tracks and drift."))
 async def describe_stream(stream: StreamPath, engine: EngineDep, request: Request) -> Response:
     return _answer(request, await engine.describe_stream(stream))
+
+
+@router.get(
+    "/{stream}/history",
+    summary="What the last batches of a stream came to",
+    responses=answers(HistoryShown, "Columns by track, oldest first."),
+)
+async def stream_history(stream: StreamPath, engine: EngineDep) -> Response:
+    return json_response(await engine.stream_history(stream))
 
 
 @router.put(
@@ -149,6 +160,29 @@ async def restore_snapshot(
     stream: StreamPath, snapshot: SnapshotPath, engine: EngineDep, request: Request
 ) -> Response:
     return _answer(request, await engine.restore_snapshot(stream, snapshot))
+
+
+@router.get(
+    "/{stream}/snapshots/{snapshot}/compare",
+    summary="What a snapshot and another one, or the stream, differ by",
+    responses=answers(ComparisonShown, "Both sides, and their tracks by name."),
+)
+async def compare_snapshots(
+    stream: StreamPath,
+    snapshot: SnapshotPath,
+    engine: EngineDep,
+    other: Annotated[
+        str | None,
+        Query(
+            alias="with",
+            min_length=1,
+            max_length=64,
+            pattern=STREAM_NAME,
+            description="The other snapshot. None: the stream as it is.",
+        ),
+    ] = None,
+) -> Response:
+    return json_response(await engine.compare_snapshots(stream, snapshot, other))
 
 
 @router.delete("/{stream}/snapshots/{snapshot}", summary="Delete a snapshot", status_code=204)

@@ -9,7 +9,8 @@ from typing import Any
 
 from encoders.audio import AudioSpec
 from encoders.preprocessing import ImageSpec
-from index.base import GalleryExists, GalleryNotFound, ItemNotFound
+from index.base import GalleryExists, GalleryNotFound, ItemNotFound, PreviewNotFound
+from index.items import version_of
 from service.catalogue import ClassifierCard
 from service.errors import Conflict, NotFound
 from service.messages import (
@@ -73,6 +74,8 @@ class FakeEngine:
             }
         }
         self.streams: dict[str, dict[str, Any]] = {}
+        self.listed: list[int] = []
+        self.waiting: dict[str, int] | None = None
         self.canaries: dict[str, list[Canary]] = {}
         self.snapshots: dict[tuple[str, str], bytes] = {}
         self.calibrations: dict[str, bytes] = {"encoder": b"of the encoder"}
@@ -99,7 +102,10 @@ class FakeEngine:
         name = request.gallery or "demo"
         items = list(self._gallery(name).values())[: request.k]
         parts = {"image": Part(False, 0.5), "text": Part(True, 1.0)} if self.completed else None
-        hits = tuple(RankedHit(item.id, 1.0 - i / 10, item.payload, parts) for i, item in enumerate(items))
+        hits = tuple(
+            RankedHit(item.id, 1.0 - i / 10, item.payload, parts, _version(item))
+            for i, item in enumerate(items)
+        )
         return RetrieveAnswer(
             hits=(hits,) * len(request.queries),
             completeness=tuple(map(_completeness, request.queries)) if self.completed else None,
@@ -190,7 +196,17 @@ class FakeEngine:
         item = self._gallery(gallery).get(id)
         if item is None:
             raise ItemNotFound(f"gallery {gallery!r} has no item {id[:80]!r}")
-        return {"id": item.id, "payload": item.payload, "text": item.text, "modalities": ["text"]}
+        return {
+            "id": item.id, "payload": item.payload, "text": item.text, "modalities": ["text"],
+            "preview_version": _version(item),
+        }  # fmt: skip
+
+    async def get_preview(self, gallery: str, id: str) -> dict[str, Any]:
+        await self.get_item(gallery, id)
+        item = self._gallery(gallery)[id]
+        if item.preview is None:
+            raise PreviewNotFound(f"gallery {gallery!r} keeps no preview of item {id[:80]!r}")
+        return {"version": _version(item), "content": item.preview}
 
     async def list_items(self, gallery: str, offset: int, limit: int) -> dict[str, Any]:
         self._maybe_fail()
@@ -258,6 +274,24 @@ class FakeEngine:
         self._maybe_fail()
         return list(self.streams.values())
 
+    async def latest_streams(self, most: int) -> dict[str, Any]:
+        """Those configured last come first."""
+        self.listed.append(most)
+        self._maybe_fail()
+        latest = list(reversed(self.streams.values()))[:most]
+        return {"total": len(self.streams), "streams": [dict(card) for card in latest]}
+
+    def waiting_by_stream(self) -> Mapping[str, int] | None:
+        return self.waiting
+
+    async def stream_history(self, name: str) -> dict[str, Any]:
+        self._maybe_fail()
+        self._stream(name)
+        figures = ("modality_gap", "modality_gap_target", "uniformity", "entropy_nats", "source_likeness")
+        columns: dict[str, Any] = {"at": [1.5], "batch": [1], "version": [1], "status": ["applied"]}
+        columns |= {figure: [0.25] for figure in (*figures, "shift", "loss")}
+        return {"stream": name, "tracks": {"demo/text->image": columns}}
+
     async def describe_stream(self, name: str) -> dict[str, Any]:
         self._maybe_fail()
         return self._stream(name)
@@ -321,6 +355,23 @@ class FakeEngine:
         self._card(stream, name)
         return self._stream(stream)
 
+    async def compare_snapshots(self, stream: str, first: str, second: str | None = None) -> dict[str, Any]:
+        self._maybe_fail()
+        sides = [self._side(stream, first), self._side(stream, second)]
+        return {"stream": stream, "first": sides[0], "second": sides[1], "tracks": {
+            "demo/text->image": {
+                "in": "both", "first": {"version": 1}, "second": {"version": 2}, "distance": 0.125,
+                "parameters": [{"name": "norm.weight", "size": 4, "distance": 0.125}],
+            }
+        }}  # fmt: skip
+
+    def _side(self, stream: str, snapshot: str | None) -> dict[str, Any]:
+        if snapshot is None:
+            self._stream(stream)
+        else:
+            self._card(stream, snapshot)
+        return {"name": snapshot, "version": 1 if snapshot else 2, "method": "tcr"}
+
     async def delete_snapshot(self, stream: str, name: str) -> None:
         self._maybe_fail()
         self._card(stream, name)
@@ -335,6 +386,10 @@ class FakeEngine:
         self._maybe_fail()
         self.snapshots[stream, name or "imported"] = data
         return self._card(stream, name or "imported")
+
+
+def _version(item: NewItem) -> str:
+    return "" if item.preview is None else version_of(item.preview)
 
 
 def _completeness(query: Query) -> Completeness | None:
