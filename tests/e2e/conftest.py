@@ -15,7 +15,13 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 # Without them a browser without a network looks up addresses of its maker.
-QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-quic")
+QUIET = (
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+)
 MEDIA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
@@ -47,7 +53,9 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="package")
 def address() -> Iterator[str]:
     """A server with the demo encoder, classifier and gallery, that everyone here uses: name streams apart."""
-    with running_server(demo_gallery_items=200, torch_threads=1) as url:
+    built = os.environ.get("ATTUNE_CONSOLE_FOLDER")  # of whoever works on the page
+    folder = {"console_folder": built} if built else {}
+    with running_server(demo_gallery_items=200, torch_threads=1, **folder) as url:
         yield url
 
 
@@ -63,13 +71,22 @@ def phone(browser: Browser, address: str) -> Iterator[Page]:
 
 
 def opened(browser: Browser, address: str, size: dict[str, int]) -> Iterator[Page]:
-    context = browser.new_context(viewport=size, base_url=address, permissions=["clipboard-read", "clipboard-write"])  # type: ignore[arg-type]
+    context = browser.new_context(
+        viewport=size, base_url=address, permissions=["clipboard-read", "clipboard-write"]
+    )  # type: ignore[arg-type]
     context.set_default_timeout(20_000)
     page = context.new_page()
     failures: list[str] = []
     page.on("pageerror", lambda error: failures.append(f"error: {error}"))
-    page.on("console", lambda said: failures.append(said.text) if "Content Security Policy" in said.text else None)
-    page.on("request", lambda asked: failures.append(asked.url) if not asked.url.startswith((address, "data:", "blob:")) else None)
+    page.on(
+        "console", lambda said: failures.append(said.text) if "Content Security Policy" in said.text else None
+    )
+    page.on(
+        "request",
+        lambda asked: (
+            failures.append(asked.url) if not asked.url.startswith((address, "data:", "blob:")) else None
+        ),
+    )
     page.goto("/")
     page.get_by_role("navigation", name="Views").wait_for()
     yield page
