@@ -16,9 +16,9 @@ So a process that knows the gallery at one generation finds what has changed sin
 behind `history_from` reads everything again.
 
 Format 3 had no previews, format 2 no anchors and no calibration either, and format 1 no generations, no
-`removed` and no `created_by`. Opening such a file brings it to format 4 in one transaction, which counts as a change, so that a
-process of the old version that still has it open refuses to write. Its rows keep their checksums; those of
-format 1 have generation 0.
+`removed` and no `created_by`. Opening such a file brings it to format 4 in one transaction, which counts as a
+change, so that a process of the old version that still has it open refuses to write. Its rows keep their
+checksums; those of format 1 have generation 0.
 """
 
 from __future__ import annotations

@@ -27,10 +27,12 @@ from index.base import (
     BadVector,
     CalibrationMark,
     FingerprintMismatch,
+    GalleryCorrupt,
     GalleryError,
     GalleryExists,
     GalleryNotFound,
     IndexSettings,
+    PreviewNotFound,
     StorageError,
 )
 from index.gallery import Gallery
@@ -356,7 +358,13 @@ class Galleries:
             _anchor(items, encoded, self._completion(name, gallery.calibration))
         report = gallery.upsert(
             [
-                Item(id=item.id, payload=dict(item.payload), text=item.text, vectors=vectors)
+                Item(
+                    id=item.id,
+                    payload=dict(item.payload),
+                    text=item.text,
+                    vectors=vectors,
+                    preview=item.preview,
+                )
                 for item, vectors in zip(items, encoded, strict=True)
             ]
         )
@@ -383,6 +391,20 @@ class Galleries:
             "items": [_described(item) for item in gallery.page(offset, limit, with_vectors=True)],
             "total": len(gallery),
         }
+
+    def get_preview(self, name: str, id: str) -> dict[str, Any]:
+        """{"version", "content"}, a WebP, of an item.
+
+        Raises what `usable` raises, ItemNotFound, and PreviewNotFound, also where the preview is damaged: the
+        rest of the gallery is of use all the same, and the log says so.
+        """
+        gallery = self.usable(name)
+        try:
+            found = gallery.preview(id)
+        except GalleryCorrupt as error:
+            log.warning("preview_damaged", gallery=name, why=str(error))
+            raise PreviewNotFound(str(error)) from error
+        return {"version": found.version, "content": found.content}
 
     def close(self) -> None:
         self._store.close()
@@ -425,4 +447,5 @@ def _described(item: Item) -> dict[str, Any]:
         "payload": dict(item.payload),
         "text": item.text,
         "modalities": sorted(name for name in item.vectors if name != "anchor"),
+        "preview_version": item.preview_version,
     }

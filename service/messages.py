@@ -188,12 +188,17 @@ class Completeness:
 
 @dataclass(frozen=True)
 class RankedHit:
-    """`parts`: of the item, by modality; None where no calibration completes the gallery's items."""
+    """An item that was found.
+
+    parts            of the item, by modality; None where no calibration completes the gallery's items
+    preview_version  of the preview that the gallery keeps of the item; empty: none
+    """
 
     id: str
     score: float
     payload: Mapping[str, Any]
     parts: Mapping[str, Part] | None = None
+    preview_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -394,6 +399,8 @@ class NewItem:
     pixels: np.ndarray | None = None
     embeddings: Mapping[Target, np.ndarray] = field(default_factory=dict)
     """Ready vectors float32 [D] by modality, instead of text or pixels."""
+    preview: bytes | None = None
+    """A small WebP of the picture, for people."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ OTHER_NAMES: Mapping[str, str] = {
     "ATTUNE_URL": "address of the server for the client commands and the Python client",
     "ATTUNE_API_KEY": "key that the client commands and the Python client send with queries",
     "ATTUNE_SHARED": "folder of the reference numbers, for the tests",
+    "ATTUNE_CHROMIUM": "browser of the end-to-end tests (default: the Chromium that is installed)",
 }
 """Names of the environment that are no setting of the server."""
 
@@ -217,6 +218,16 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(64 * MIB, ge=1024, description="Most bytes of a request body.")
     max_snapshot_bytes: int = Field(256 * MIB, ge=1024, description="Most bytes of an imported snapshot.")
+
+    # Previews
+    preview_pixels: int = Field(
+        256,
+        ge=0,
+        le=1024,
+        description="Longest side of the small picture that a gallery keeps of each item added with a "
+        "picture, for people to see; never enlarged. 0: none, in the demo gallery neither, whose previews "
+        "have 128.",
+    )
 
     # Calibrations
     max_calibration_bytes: int = Field(

@@ -173,7 +173,13 @@ class RetrievalBatch:
         found = gallery.hits(target, scores, positions, job.k)
         return tuple(
             tuple(
-                RankedHit(hit.id, hit.score, hit.payload, self._parts_of_items(hit.modalities))
+                RankedHit(
+                    hit.id,
+                    hit.score,
+                    hit.payload,
+                    self._parts_of_items(hit.modalities),
+                    hit.preview_version,
+                )
                 for hit in hits
             )
             for hits in found

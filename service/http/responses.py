@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from pydantic_core import to_json
 from starlette.responses import Response
@@ -38,7 +39,7 @@ def answer_body(answer: RetrieveAnswer) -> dict[str, Any]:
     completeness = answer.completeness or (None,) * len(answer.hits)
     body: dict[str, Any] = {
         "results": [
-            {"hits": [_hit(hit) for hit in hits], **_query(known)}
+            {"hits": [_hit(hit, answer.gallery) for hit in hits], **_query(known)}
             for hits, known in zip(answer.hits, completeness, strict=True)
         ],
         "adaptation": _adaptation_of_all(parts),
@@ -89,10 +90,26 @@ def _sample(id: str | None, sample: SampleAnswer) -> dict[str, Any]:
     }
 
 
-def _hit(hit: RankedHit) -> dict[str, Any]:
+def item_body(gallery: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    """The wire form of an item as the engine describes it."""
+    body = dict(item)
+    version = body.pop("preview_version", "")
+    if version:
+        body["preview"] = _preview(gallery, body["id"], version)
+    return body
+
+
+def _preview(gallery: str, item: str, version: str) -> str:
+    """Where the item's preview is had: a path that every id can be part of."""
+    return f"/galleries/{gallery}/previews/{quote(item, safe='')}?v={version}"
+
+
+def _hit(hit: RankedHit, gallery: str) -> dict[str, Any]:
     body: dict[str, Any] = {"id": hit.id, "score": hit.score, "payload": hit.payload}
     if hit.parts is not None:
         body["parts"] = _completed_parts(hit.parts)
+    if hit.preview_version:
+        body["preview"] = _preview(gallery, hit.id, hit.preview_version)
     return body
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Header, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from encoders.previews import MEDIA_TYPE
 from service.http.auth import Admin, Key
 from service.http.bodies import json_body
 from service.http.dependencies import DecodersDep, EngineDep, SettingsDep, note
 from service.http.items import check_count, decode_canaries, decode_items
 from service.http.openapi import answers, json_request
-from service.http.responses import json_response, no_content
+from service.http.responses import item_body, json_response, no_content
 from service.http.schemas import (
     CanariesBody,
     CanariesShown,
@@ -31,6 +32,10 @@ from service.http.schemas import (
 
 router = APIRouter(prefix="/galleries", tags=["galleries"])
 MAX_PAGE = 1000
+ItemPath = Annotated[str, Path(min_length=1, max_length=512, description="The item's id.")]
+
+_REVALIDATE = "private, no-cache"
+_IMMUTABLE = "private, max-age=31536000, immutable"
 
 ITEMS_EXAMPLE = {
     "items": [
@@ -130,7 +135,8 @@ async def list_items(
     offset: Annotated[int, Query(ge=0, le=2**53, description="Items to pass over.")] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most items of the page.")] = 100,
 ) -> Response:
-    return json_response(await engine.list_items(gallery, offset, limit))
+    page = await engine.list_items(gallery, offset, limit)
+    return json_response({**page, "items": [item_body(gallery, item) for item in page["items"]]})
 
 
 @router.get(
@@ -139,12 +145,48 @@ async def list_items(
     dependencies=[Key],
     responses=answers(ItemShown, "The item."),
 )
-async def get_item(
+async def get_item(gallery: GalleryPath, id: ItemPath, engine: EngineDep) -> Response:
+    return json_response(item_body(gallery, await engine.get_item(gallery, id)))
+
+
+@router.get(
+    "/{gallery}/previews/{id:path}",
+    summary="A small picture of an item",
+    dependencies=[Key],
+    response_class=Response,
+    responses={
+        200: {
+            "description": "WebP. For good with the current `v`, to be asked again without.",
+            "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+        },
+        304: {"description": "As the client has it."},
+    },
+)
+async def get_preview(
     gallery: GalleryPath,
-    id: Annotated[str, Path(min_length=1, max_length=512, description="The item's id.")],
+    id: ItemPath,
     engine: EngineDep,
+    v: Annotated[str, Query(max_length=64, description="Version, as hits and items have it.")] = "",
+    if_none_match: Annotated[str, Header(max_length=1024)] = "",
 ) -> Response:
-    return json_response(await engine.get_item(gallery, id))
+    """Only of items that were added with a picture, where the server keeps previews."""
+    preview = await engine.get_preview(gallery, id)
+    tag = f'"{preview["version"]}"'
+    headers = {
+        "ETag": tag,
+        "Cache-Control": _IMMUTABLE if v == preview["version"] else _REVALIDATE,
+        "Content-Security-Policy": "default-src 'none'",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if _matches(if_none_match, tag):
+        return Response(status_code=304, headers=headers)
+    return Response(preview["content"], headers=headers, media_type=MEDIA_TYPE)
+
+
+def _matches(if_none_match: str, tag: str) -> bool:
+    """As RFC 9110 compares them: weakly."""
+    known = (each.strip().removeprefix("W/") for each in if_none_match.split(","))
+    return any(each in ("*", tag) for each in known)
 
 
 @router.get(
