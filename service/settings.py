@@ -337,6 +337,18 @@ class Settings(BaseSettings):
         "on it. Read once, at the start.",
     )
 
+    # Events
+    events_interval_s: float = Field(
+        1.0,
+        ge=0.05,
+        le=60,
+        description="Seconds between two looks at the streams while somebody listens to /admin/events; more "
+        "where a look takes long.",
+    )
+    event_connections: int = Field(
+        32, ge=1, le=1000, description="Most listeners to /admin/events of one process; beyond, 503."
+    )
+
     # Metrics and traces
     metrics_streams: int = Field(
         20,

@@ -19,10 +19,21 @@ from service.http.classify_stream import OpenStreams
 from service.http.dependencies import RateLimits
 from service.http.engine import Engine
 from service.http.errors import respond
+from service.http.events import Broadcaster
 from service.http.middleware import Gate
 from service.http.openapi import FAILURES, document
 from service.http.page import console_of
-from service.http.routes import calibrations, classify, console, galleries, health, models, retrieve, streams
+from service.http.routes import (
+    calibrations,
+    classify,
+    console,
+    events,
+    galleries,
+    health,
+    models,
+    retrieve,
+    streams,
+)
 from service.metrics import Metrics
 from service.settings import Settings
 from service.version import VERSION
@@ -66,8 +77,13 @@ def create_app(settings: Settings, engine: Engine | None = None, *, start: Start
     app.state.decoders = CapacityLimiter(max(2, min(8, os.cpu_count() or 2)))
     app.state.limits = _limits(settings)
     app.state.live_streams = OpenStreams(settings.classify_connections)
+    app.state.events = Broadcaster(
+        lambda: app.state.engine,
+        most_listeners=settings.event_connections,
+        interval_s=settings.events_interval_s,
+    )
     app.state.console = console_of(settings)
-    parts = [retrieve, classify, galleries, calibrations, streams, models, console, health]
+    parts = [retrieve, classify, galleries, calibrations, streams, events, models, console, health]
     _equip(app, settings, engine, start, parts)
     document(app)
     return app
