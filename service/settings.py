@@ -89,6 +89,12 @@ class Settings(BaseSettings):
         description="Key for the admin routes and all gallery changes, sent as `Authorization: Bearer KEY` "
         "or `X-Attune-Admin-Key: KEY`. None: those routes are open, and only loopback is served.",
     )
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Further host names (`attune.example.org`) that requests may be addressed to while there "
+        "is no admin key; without one a name with a dot that is not the machine's own is refused, because "
+        "any web page can make its name lead here.",
+    )
 
     # Model and galleries
     encoder: str = Field(

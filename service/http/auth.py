@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -26,6 +27,7 @@ _admin_header = APIKeyHeader(
 _api_header = APIKeyHeader(
     name="X-Attune-Api-Key", auto_error=False, scheme_name="api", description="One of the API keys."
 )
+_HOST = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*))(?::\d*)?")
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 BearerDep = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
@@ -98,6 +100,42 @@ def refuse_foreign_page(scope: Scope) -> None:
         return
     if Request(scope).headers.get("sec-fetch-site") == "cross-site":
         raise Forbidden("requests from web pages of other sites are refused")
+
+
+def refuse_foreign_name(scope: Scope) -> None:
+    """A name of somebody else's, made to lead to this machine (DNS rebinding), must not open the server.
+
+    The browser takes a page of that name for the server's own. Only where there is no admin key, so where
+    loopback alone is served: by address, by a name without a dot, or by one that the settings allow.
+
+    Raises:
+        Forbidden: the request is addressed to another name.
+    """
+    app = scope.get("app")
+    settings: Settings | None = None if app is None else app.state.settings
+    if settings is None or settings.admin_key is not None:
+        return
+    name = _host_name(Headers(scope=scope).get("host", ""))
+    if "." not in name or name.endswith(".localhost") or _is_address(name) or name in settings.allowed_hosts:
+        return
+    raise Forbidden(
+        "without an admin key this server answers to its address and to names of this machine only; see the "
+        "setting allowed_hosts"
+    )
+
+
+def _host_name(host: str) -> str:
+    """Without port, brackets and the root's dot."""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2] if found else host).lower().removesuffix(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def key_in_headers(headers: Headers) -> str | None:

@@ -16,7 +16,7 @@ from starlette.websockets import WebSocketDisconnect
 from structlog.contextvars import bound_contextvars
 
 from service import tracing
-from service.http.auth import refuse_foreign_page
+from service.http.auth import refuse_foreign_name, refuse_foreign_page
 from service.http.errors import Failure, failure_of, internal, shorten
 from service.metrics import known_method
 
@@ -54,6 +54,7 @@ class Gate:
 
     async def _answer(self, exchange: _Exchange, scope: Scope, receive: Receive) -> None:
         try:
+            refuse_foreign_name(scope)
             refuse_foreign_page(scope)
             await self.app(scope, receive, exchange.send)
         except ClientDisconnect:
@@ -67,6 +68,7 @@ class Gate:
         talk = _Talk(scope, send)
         with bound_contextvars(request_id=talk.id):
             try:
+                refuse_foreign_name(scope)
                 await self.app(scope, receive, talk.send)
             except (ClientDisconnect, WebSocketDisconnect):
                 pass  # it left first; the log line says so

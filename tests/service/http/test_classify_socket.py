@@ -179,7 +179,9 @@ async def test_engine_that_is_not_ready_refuses_the_handshake(app: FastAPI, engi
         ("", "localhost:8080", False),
     ],
 )
-@pytest.mark.parametrize("settings", [Settings(websocket_origins=("https://other.example",))])
+@pytest.mark.parametrize(
+    "settings", [Settings(websocket_origins=("https://other.example",), allowed_hosts=("shop.example",))]
+)
 async def test_page_of_another_origin_opens_no_socket(
     app: FastAPI, origin: str, host: str, opens: bool
 ) -> None:
