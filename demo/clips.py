@@ -37,6 +37,7 @@ __all__ = [
     "SPLITS",
     "Clip",
     "Event",
+    "label_of",
     "main",
     "make_clip",
     "make_clips",
@@ -104,6 +105,11 @@ def make_clip(seed: int) -> Clip:
     # The picture does not know the sound, nor the sound the picture: neither gives away the other's part.
     waveform = _waveform(Dice(f"clip sound:{seed}"), event.sound)
     return Clip(event.label, waveform, _frame(Dice(f"clip picture:{seed}"), event.look))
+
+
+def label_of(seed: int) -> str:
+    """The label of the clip of a seed, which is not made for it. Raises: ValueError when it is negative."""
+    return _event(seed).label
 
 
 def make_clips(count: int, seed: int = 0) -> list[Clip]:

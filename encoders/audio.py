@@ -116,6 +116,18 @@ def read_audio(
 ) -> Waveform:
     """Decode wav, flac or ogg (Vorbis, Opus) to a mono waveform float32 [n] at `sample_rate`, finite.
 
+    Raises:
+        AudioTooLong, BadAudio: as `read_sound`; less than one 25 ms frame.
+    """
+    waveform, rate = read_sound(data, max_seconds=max_seconds, max_bytes=max_bytes)
+    return resampled(waveform, rate, sample_rate)
+
+
+def read_sound(
+    data: bytes, *, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES
+) -> tuple[Waveform, int]:
+    """Decode as `read_audio`, at the file's own rate: mono waveform float32 [n], finite, and that rate in Hz.
+
     Channels are averaged. The header alone decides on codec, rate, channels and length; then blocks are
     decoded, and never more than `max_seconds`, whatever the header says. A wav or flac that ends before the
     samples it announces is refused. An ogg announces nothing, so one that was cut is read up to the cut;
@@ -124,8 +136,8 @@ def read_audio(
     Raises:
         AudioTooLong: more than `max_bytes` bytes, or longer than `max_seconds`.
         BadAudio: no sound file, a format or codec outside `FORMATS` and `CODECS`, a corrupt or truncated
-            file, a rate outside 8..192 kHz, more than `MAX_CHANNELS` channels, samples that are not finite,
-            or less than one 25 ms frame.
+            file, a rate outside 8..192 kHz, more than `MAX_CHANNELS` channels, or samples that are not
+            finite.
     """
     if len(data) > max_bytes:
         raise AudioTooLong(f"the sound has {len(data)} bytes; at most {max_bytes} are accepted")
@@ -133,12 +145,10 @@ def read_audio(
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             _check_header(file, max_seconds)
-            rate = int(file.samplerate)
-            waveform = _decode(file, max_seconds)
+            return _decode(file, max_seconds), int(file.samplerate)
     except soundfile.SoundFileError as error:
         reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else error
         raise BadAudio(f"the sound is corrupt or truncated: {reason}") from error
-    return resampled(waveform, rate, sample_rate)
 
 
 def _check_kind(data: bytes) -> None:

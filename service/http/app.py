@@ -27,6 +27,8 @@ from service.http.routes import (
     calibrations,
     classify,
     console,
+    corruptions,
+    demo,
     events,
     galleries,
     health,
@@ -83,7 +85,19 @@ def create_app(settings: Settings, engine: Engine | None = None, *, start: Start
         interval_s=settings.events_interval_s,
     )
     app.state.console = console_of(settings)
-    parts = [retrieve, classify, galleries, calibrations, streams, events, models, console, health]
+    parts = [
+        retrieve,
+        classify,
+        galleries,
+        calibrations,
+        streams,
+        events,
+        models,
+        corruptions,
+        demo,
+        console,
+        health,
+    ]
     _equip(app, settings, engine, start, parts)
     document(app)
     return app

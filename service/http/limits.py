@@ -65,22 +65,23 @@ class Limits:
             _Limit(by, rate_limit(text), text, self._redis) for by, text in texts.items() if text is not None
         ]
 
-    async def charge(self, *, caller: str, stream: str, queries: int, metrics: Metrics) -> None:
-        """Count `queries` queries against every limit, or against none.
+    async def charge(self, *, caller: str, stream: str | None, queries: int, metrics: Metrics) -> None:
+        """Count `queries` queries against every limit, or against none. stream: None: they belong to none.
 
         Raises:
             RateLimited: too many just now; says in how many seconds they would pass.
             TooLarge: more at once than a limit ever lets through.
         """
-        names: dict[RateLimitBy, str] = {"key": caller, "stream": stream}
-        for limit in self._limits:
+        names: dict[RateLimitBy, str | None] = {"key": caller, "stream": stream}
+        counted = [(limit, name) for limit in self._limits if (name := names[limit.by]) is not None]
+        for limit, _ in counted:
             limit.refuse_too_many_at_once(queries)
         try:
             # Asked before anything is counted, so that a refusal by the second costs nothing in the first.
-            for limit in self._limits[1:]:
-                await limit.check(names[limit.by], queries)
-            for limit in self._limits:
-                await limit.charge(names[limit.by], queries)
+            for limit, name in counted[1:]:
+                await limit.check(name, queries)
+            for limit, name in counted:
+                await limit.charge(name, queries)
         except RateLimited as refusal:
             metrics.count_rate_limited(refusal.by)
             raise

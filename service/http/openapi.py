@@ -18,6 +18,7 @@ from service.http.classify_schemas import (
     LiveOptions,
     SampleBody,
 )
+from service.http.corruption_schemas import CorruptBody
 from service.http.schemas import (
     CanariesBody,
     ErrorBody,
@@ -46,6 +47,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     ItemIds,
     StreamConfiguration,
     NewSnapshot,
+    CorruptBody,
 )
 _REF = "#/components/schemas/{model}"
 
@@ -178,6 +180,12 @@ CLASSIFY_ANSWER_EXAMPLE = {
     "timings_ms": {"wait": 0.4, "encode": 21.5, "search": 0.0, "adapt": 0.0, "total": 22.3},
     "stream": "default",
     "model": "demo",
+}
+CORRUPT_EXAMPLE = {
+    "corruption": "fog",
+    "severity": 5,
+    "seed": 7,
+    "queries": [{"image": "data:image/png;base64,iVBORw0KGgo..."}],
 }
 LINE_EXAMPLE = (
     '{"index": 0, "labels": [{"label": "bell struck", "probability": 0.8}], "entropy_nats": 0.7, ...}\n'

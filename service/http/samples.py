@@ -119,8 +119,8 @@ class Decoder:
         if self.audio_spec is None:
             return None
         if raw.audio is not None:
-            with _named(raw.place("audio"), "audio"):
-                data = _bytes_of(raw.audio, self.settings.max_audio_bytes, "audio")
+            with named_errors(raw.place("audio"), "audio"):
+                data = bytes_of(raw.audio, self.settings.max_audio_bytes, "audio")
                 waveform = read_audio(
                     data,
                     sample_rate=self.audio_spec.sample_rate,
@@ -129,7 +129,7 @@ class Decoder:
                 )
                 return fbank(waveform, self.audio_spec)
         if raw.fbank is not None:
-            with _named(raw.place("fbank"), "audio"):
+            with named_errors(raw.place("fbank"), "audio"):
                 return check_fbank(_matrix(raw.fbank), self.audio_spec)
         return None
 
@@ -144,8 +144,8 @@ class Decoder:
         return None
 
     def _image(self, field: str, content: Content) -> np.ndarray:
-        with _named(field, "image"):
-            data = _bytes_of(content, self.settings.max_image_bytes, "image")
+        with named_errors(field, "image"):
+            data = bytes_of(content, self.settings.max_image_bytes, "image")
             picture = open_image(
                 data, max_pixels=self.settings.max_image_pixels, max_bytes=self.settings.max_image_bytes
             )
@@ -156,8 +156,8 @@ class Decoder:
         from encoders.clips import read_clip
 
         assert self.audio_spec is not None  # `check` refuses clips for zero-shot
-        with _named(field, "clip"):
-            data = _bytes_of(content, self.settings.max_clip_bytes, "video")
+        with named_errors(field, "clip"):
+            data = bytes_of(content, self.settings.max_clip_bytes, "video")
             clip = read_clip(
                 data,
                 sample_rate=self.audio_spec.sample_rate,
@@ -200,7 +200,7 @@ _TOO_LARGE = {"audio": "audio_too_long", "image": "image_too_large", "clip": "cl
 
 
 @contextmanager
-def _named(field: str, kind: str) -> Iterator[None]:
+def named_errors(field: str, kind: str) -> Iterator[None]:
     """Errors of decoding one field, as refusals that name it."""
     too_large, bad = _errors(kind)
     try:
@@ -239,7 +239,8 @@ def _matrix(rows: Sequence[Sequence[float]]) -> np.ndarray:
         return np.asarray(rows, dtype=np.float64).astype(np.float32)
 
 
-def _bytes_of(content: Content, max_bytes: int, kind: str) -> bytes:
+def bytes_of(content: Content, max_bytes: int, kind: str) -> bytes:
+    """The bytes of base64 or of a data URI; for use inside `named_errors`. kind: audio, image or video."""
     if isinstance(content, bytes):
         return content
     encoded = _of_data_uri(content, kind) if content.startswith("data:") else content

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import NotFound
+from service.http.corruptions import installed
 from service.http.dependencies import SettingsDep
 from service.http.errors import shorten
 from service.http.openapi import answers
@@ -52,9 +53,9 @@ def _config(settings: Settings) -> dict[str, object]:
         "version": VERSION,
         "keys": {"admin": settings.admin_key is not None, "api": bool(settings.api_keys)},
         "default_gallery": settings.default_gallery,
-        "preview_pixels": getattr(settings, "preview_pixels", 0),
-        "demo": {"clips": False},
-        "corruptions": False,
+        "preview_pixels": settings.preview_pixels,
+        "demo": {"clips": settings.classifier == "demo"},
+        "corruptions": installed(),
         "limits": {
             "queries": settings.max_queries_per_request,
             "items": settings.max_items_per_request,

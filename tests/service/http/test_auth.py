@@ -34,6 +34,7 @@ NEEDS_KEY = [
     ("GET", "/admin/streams/s/snapshots/n/compare"),
     ("DELETE", "/admin/streams/s/snapshots/n"),
     ("GET", "/admin/streams/s/snapshots/n/export"),
+    ("GET", "/admin/events"),
     ("GET", "/admin/calibrations"),
     ("POST", "/admin/calibrations"),
     ("GET", "/admin/calibrations/c"),
@@ -48,12 +49,24 @@ NEEDS_API_KEY = [
     ("GET", "/galleries/demo/items/scene-0"),
     ("POST", "/retrieve"),
     ("POST", "/classify"),
+    ("GET", "/corruptions"),
+    ("POST", "/corruptions"),
+    ("GET", "/demo/clips"),
+    ("GET", "/demo/clips/2000001/audio.wav"),
+    ("GET", "/demo/clips/2000001/image.png"),
 ]
 BODIES = {
     "/retrieve": {"queries": [{"text": "a"}]},
     "/classify": {"samples": [{"text": "a"}], "labels": ["a", "b"]},
+    "/corruptions": {"corruption": "CS", "queries": [{"text": "a"}]},
 }
-NEEDS_NONE = [("GET", "/"), ("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics")]
+NEEDS_NONE = [
+    ("GET", "/"),
+    ("GET", "/livez"),
+    ("GET", "/readyz"),
+    ("GET", "/metrics"),
+    ("GET", "/console/config"),
+]
 
 
 @pytest.fixture
@@ -97,6 +110,7 @@ async def test_every_route_is_in_one_of_the_lists(http: httpx.AsyncClient) -> No
 
 def _template(path: str) -> str:
     path = path.replace("/galleries/demo", "/galleries/{gallery}").replace("/scene-0", "/{id}")
+    path = path.replace("/clips/2000001", "/clips/{number}")
     path = path.replace("/calibrations/c", "/calibrations/{calibration}")
     return path.replace("/streams/s", "/streams/{stream}").replace("/snapshots/n", "/snapshots/{snapshot}")
 
