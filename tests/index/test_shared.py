@@ -67,7 +67,13 @@ def vector(seed):
 
 def contents(gallery):
     return gallery.counts(), [
-        (item.id, item.payload, item.text, {t: v.tobytes() for t, v in item.vectors.items()})
+        (
+            item.id,
+            item.payload,
+            item.text,
+            {t: v.tobytes() for t, v in item.vectors.items()},
+            item.preview_version and gallery.preview(item.id),
+        )
         for item in gallery.page(0, 10**6, with_vectors=True)
     ]
 
@@ -111,7 +117,12 @@ def apply(gallery, change):
         kinds = (*kinds, "anchor")
     gallery.upsert(
         [
-            Item(id=f"i{n}", payload={"n": n + seed}, vectors={k: vector((seed, n, len(k))) for k in kinds})
+            Item(
+                id=f"i{n}",
+                payload={"n": n + seed},
+                vectors={k: vector((seed, n, len(k))) for k in kinds},
+                preview=f"picture {seed} of {n}".encode() if seed % 3 else None,
+            )
             for n in numbers
         ]
     )
@@ -659,7 +670,7 @@ def test_two_processes_in_a_new_folder_share_the_galleries_out(folder):
     assert sorted(lines) == sorted(["done", "done", *(f"g{n}" for n in range(10))])
 
 
-# Files of formats 1 and 2
+# Files of formats 1 to 3
 
 
 FORMAT_1 = """
@@ -680,10 +691,11 @@ CREATE TABLE removed (id TEXT PRIMARY KEY, generation INTEGER NOT NULL) WITHOUT 
 CREATE INDEX removed_by_generation ON removed (generation);
 INSERT INTO removed VALUES ('gone', 6);
 """
+FORMAT_3 = FORMAT_2.replace("text_vector BLOB,", "text_vector BLOB, anchor_vector BLOB,")
 
 
 def old_row(n, *generation):
-    """Item i{n} with its checksum as formats 1 (without generation) and 2 have it."""
+    """Item i{n} with its checksum as formats 1 (without generation), 2 and 3 have it."""
     image, text = (
         (vector(n).tobytes(), None) if n % 2 == 0 else (vector(n).tobytes(), vector(-n % 99).tobytes())
     )
@@ -694,7 +706,7 @@ def old_row(n, *generation):
     return *row, *generation, blake2b(head.encode() + image + (text or b""), digest_size=16).digest()
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, 2, 3])
 def old(request, folder):
     """A gallery `shop` as an old format had it, at generation 7: items i0 to i4, sequences 0, 2, 4, 6, 8."""
     folder.mkdir()
@@ -705,9 +717,12 @@ def old(request, folder):
         "generation": "7", "items": "5", "image": "5", "text": "2",
     }  # fmt: skip
     tables, rows = FORMAT_1, [old_row(n) for n in range(5)]
-    if request.param == 2:
+    if request.param >= 2:
         tables, rows = FORMAT_2, [old_row(n, generation) for n, generation in enumerate((0, 0, 3, 5, 7))]
         manifest |= {"created_by": "job-1", "history_from": "2"}
+    if request.param == 3:
+        tables, rows = FORMAT_3, [(*row[:6], None, *row[6:]) for row in rows]
+        manifest |= {"calibration": "", "anchor": "0"}
     checksum = blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16).hexdigest()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -749,7 +764,8 @@ def test_old_file_is_brought_to_the_new_format_when_it_is_opened(old, folder):
         assert mine.calibration is None
         assert mine.generation == 8  # a process of the old version would refuse to write now
         assert sql(old, "SELECT checksum FROM items ORDER BY sequence") == checksums
-        mine.upsert([Item(id="i2", vectors={"text": vector(1)}), Item(id="i5", vectors={"image": vector(5)})])
+        new = Item(id="i5", vectors={"image": vector(5)}, preview=b"five")
+        mine.upsert([Item(id="i2", vectors={"text": vector(1)}), new])
         mine.delete(["i0"])
         theirs.refresh()
         assert [item.id for item in theirs.page(0, 9)] == ["i1", "i3", "i4", "i2", "i5"]
@@ -758,7 +774,7 @@ def test_old_file_is_brought_to_the_new_format_when_it_is_opened(old, folder):
         with GalleryStore(folder) as fresh:
             third = fresh.open("shop", "encoder-1")
             assert everything(mine) == everything(theirs) == everything(third)
-    assert manifest_of(old)["format"] == "3"
+    assert manifest_of(old)["format"] == "4"
 
 
 def test_follower_of_an_old_file_reads_only_what_was_changed(old, folder):
@@ -779,7 +795,8 @@ def test_damaged_old_file_is_refused_and_stays_as_it_is(old, folder):
         with GalleryStore(folder) as store, pytest.raises(GalleryCorrupt, match="'i3'"):
             store.open("shop", "encoder-1")
     assert (manifest_of(old), columns_of(old)) == before
-    assert "anchor_vector" not in before[1]
+    assert "preview_version" not in before[1]
+    assert sql(old, "SELECT name FROM sqlite_master WHERE name = 'previews'") == []
 
 
 def test_migration_that_is_interrupted_leaves_the_old_file(old, folder, monkeypatch):
@@ -809,9 +826,9 @@ def test_process_that_has_the_file_open_refuses_to_write_in_a_newer_format(pair,
     """What a process of an older version does when another one has brought the file to its format."""
     _, _, mine, _ = pair
     mine.upsert([Item(id="a", vectors={"image": vector(1)})])
-    newer = manifest_of(folder / "shop.sqlite") | {"format": "4"}
-    sql(folder / "shop.sqlite", "UPDATE manifest SET value = '4' WHERE key = 'format'")
-    with pytest.raises(GalleryCorrupt, match="format '4'"):
+    newer = manifest_of(folder / "shop.sqlite") | {"format": "5"}
+    sql(folder / "shop.sqlite", "UPDATE manifest SET value = '5' WHERE key = 'format'")
+    with pytest.raises(GalleryCorrupt, match="format '5'"):
         mine.upsert([Item(id="b", vectors={"image": vector(2)})])
     assert not mine.usable
     assert manifest_of(folder / "shop.sqlite") == newer

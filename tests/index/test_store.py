@@ -408,7 +408,7 @@ def test_row_that_this_gallery_cannot_have_is_noticed_though_its_checksum_is_rig
     request, folder, anchored_file, vectors
 ):
     path = request.getfixturevalue("with_anchors" if anchored_file else "filled")
-    insert(path, 99, "odd", "{}", None, *vectors, 3)
+    insert(path, 99, "odd", "{}", None, *vectors, "", 3)
     with pytest.raises(GalleryCorrupt, match="item 'odd'"):
         open_shop(folder)
 
@@ -420,7 +420,7 @@ def test_vector_moved_to_the_other_modality_is_noticed(folder, filled):
 
 
 def test_vector_of_another_size_is_noticed_though_its_checksum_is_right(folder, filled):
-    insert(filled, 99, "odd", "{}", None, bytes(28), None, None, 3)
+    insert(filled, 99, "odd", "{}", None, bytes(28), None, None, "", 3)
     with pytest.raises(GalleryCorrupt, match="item 'odd'"):
         open_shop(folder)
 
@@ -465,9 +465,9 @@ def test_missing_table_is_damage(folder, filled, table):
 
 
 def test_newer_format_is_refused_before_anything_else_is_read(folder, filled):
-    sql(filled, "UPDATE manifest SET value = '4' WHERE key = 'format'")
+    sql(filled, "UPDATE manifest SET value = '5' WHERE key = 'format'")
     sql(filled, "DROP TABLE items")
-    with pytest.raises(GalleryCorrupt, match=r"format '4'; this version reads up to 3\. Serve it with"):
+    with pytest.raises(GalleryCorrupt, match=r"format '5'; this version reads up to 4\. Serve it with"):
         open_shop(folder)
 
 
