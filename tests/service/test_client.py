@@ -131,6 +131,14 @@ async def test_galleries_and_items_from_the_client(client: AsyncClient, tmp_path
     assert total == {"added": 5, "replaced": 0, "items": 5}
     assert seen == [2, 4, 5]
     assert (await client.get_item("shop", "i/3"))["payload"] == {"n": 3}
+    assert (await client.preview("shop", "i/3"))[:4] == b"RIFF"
+    path = (await client.get_item("shop", "i/0"))["preview"]
+    assert path.startswith("/galleries/shop/previews/i%2F0?v=")
+    assert (await client.retrieve("t", gallery="shop", k=1)).hits[0].preview == path
+    with pytest.raises(AttuneError) as none:
+        await client.preview("demo", "scene-0")
+    assert (none.value.code, none.value.status) == ("unknown_preview", 404)
+    assert (await client.retrieve("t", k=1)).hits[0].preview is None
     assert (await client.list_items("shop", offset=4))["total"] == 5
     assert await client.delete_items("shop", ["i/0", "none"]) == 1
     assert (await client.describe_gallery("shop"))["items"] == 4

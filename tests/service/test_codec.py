@@ -114,13 +114,16 @@ def test_what_was_observed_and_imputed_comes_back() -> None:
 
 
 def test_gallery_items_and_files_come_back() -> None:
-    item = NewItem("a", {"n": [1, None, 2.5]}, "text", None, {"image": np.ones(3, np.float32)})
+    item = NewItem(
+        "a", {"n": [1, None, 2.5]}, "text", None, {"image": np.ones(3, np.float32)}, preview=b"RIFF\x00\xff"
+    )
     back = sent(ControlJob("upsert_items", {"name": "g", "items": (item,)}, gallery="g", items=1))
     assert isinstance(back, ControlJob)
     (found,) = back.arguments["items"]
     assert isinstance(found, NewItem)
     assert (found.id, found.payload, found.text, found.pixels) == ("a", {"n": [1, None, 2.5]}, "text", None)
     np.testing.assert_array_equal(found.embeddings["image"], np.ones(3))
+    assert found.preview == b"RIFF\x00\xff"
     back = sent(ControlJob("import_snapshot", {"stream": "s", "data": b"\x00\xff"}, stream="s"))
     assert isinstance(back, ControlJob)
     assert back.arguments["data"] == b"\x00\xff"
@@ -128,13 +131,15 @@ def test_gallery_items_and_files_come_back() -> None:
 
 def test_an_answer_comes_back() -> None:
     answer = JobAnswer(
-        ((RankedHit("a", 0.5, {"x": 1}),), ()),
+        ((RankedHit("a", 0.5, {"x": 1}, preview_version="0123456789ab"),), ()),
         Adaptation("tcr", "sync", "image->text", 3, "applying", "", 2),
         Timings(1, 2, 3, 4, 10),
     )
     assert unpack_reply(pack_reply(answer)) == answer
     assert unpack_reply(pack_reply({"name": "g", "items": 3})) == {"name": "g", "items": 3}
     assert unpack_reply(pack_reply(None)) is None
+    preview = {"version": "0123456789ab", "content": b"RIFF\x00\xff"}
+    assert unpack_reply(pack_reply(preview)) == preview
 
 
 @pytest.mark.parametrize(

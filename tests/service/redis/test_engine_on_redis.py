@@ -14,6 +14,7 @@ from service.redis.keys import Keys
 from service.settings import Settings
 from tests.service.conftest import fill
 from tests.service.test_engine import texts
+from tests.service.test_previews import previews_are_kept_and_told
 from tests.toy import ToyEncoder
 
 pytestmark = pytest.mark.anyio
@@ -35,3 +36,8 @@ async def test_a_query_is_answered_through_redis(engine: Engine, client: redis.R
     assert [hits[0].id for hits in answer.hits] == ["i0", "i1", "i2"]
     assert int(client.get(keys.waiting) or 0) == 0
     assert sum(client.xlen(keys.queue(p)) for p in range(64)) == 0
+
+
+async def test_previews_travel_through_redis(redis_settings: Callable[..., Settings]) -> None:
+    async with running_engine(redis_settings(), encoder=ToyEncoder()) as engine:
+        await previews_are_kept_and_told(engine)
