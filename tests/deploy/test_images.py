@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from packaging.requirements import Requirement
@@ -31,6 +31,24 @@ def let_through() -> set[str]:
     """What .dockerignore lets into a build."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     return {line[1:] for line in lines if line.startswith("!")}
+
+
+def travels(path: str) -> bool:
+    """Whether a file gets into a build: the last rule that fits it, or a folder above it, decides."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    places = [path, *map(str, PurePosixPath(path).parents)]
+    decision = True
+    for rule in (line for line in lines if line and not line.startswith("#")):
+        pattern = PurePosixPath(rule.removeprefix("!"))
+        depth = len(pattern.parts)
+        for place in map(PurePosixPath, places):
+            if pattern.parts[0] == "**":
+                fits = place.match(str(PurePosixPath(*pattern.parts[1:])))
+            else:
+                fits = len(place.parts) == depth and place.match(str(pattern))
+            if fits:
+                decision = rule.startswith("!")
+    return decision
 
 
 @pytest.mark.parametrize("file", NAMES)
@@ -108,8 +126,63 @@ def test_the_context_holds_the_project_and_nothing_else() -> None:
     modules = {f"{name}.py" for name in PROJECT["tool"]["setuptools"]["py-modules"]}
     needed = packages - {"benchmarks"} | modules | {"pyproject.toml", PROJECT["project"]["readme"]}
     assert needed <= let_through()
-    assert let_through() - needed == {"LICENSE", "deploy/constraints.txt", "deploy/constraints-cuda.txt"}
+    assert let_through() - needed == {
+        "LICENSE", "deploy/constraints.txt", "deploy/constraints-cuda.txt",
+        "benchmarks/__init__.py", "benchmarks/corruptions",
+        "service/web/__init__.py", "service/web/files.py", "service/web/built",
+    }  # fmt: skip
     assert all((ROOT / name).exists() for name in let_through())
+
+
+def test_console_travels_built_and_the_benchmarks_with_their_corruptions_only() -> None:
+    for path in (
+        "service/settings.py",
+        "service/web/__init__.py",
+        "service/web/files.py",
+        "service/web/built/index.html",
+        "service/web/built/main-ABCD2345.js",
+        "benchmarks/__init__.py",
+        "benchmarks/corruptions/image.py",
+    ):
+        assert travels(path), path
+    for path in (
+        "service/web/src/main.tsx",
+        "service/web/node_modules/esbuild/bin/esbuild",
+        "service/web/package.json",
+        "service/web/.npmrc",
+        "service/web/tests/api.test.ts",
+        "service/web/__pycache__/files.cpython-311.pyc",
+        "benchmarks/corruptions/__pycache__/image.cpython-311.pyc",
+        "benchmarks/retrieval.py",
+        "benchmarks/results/demo.json",
+        "service/.env",
+        ".git/config",
+        "tests/conftest.py",
+    ):
+        assert not travels(path), path
+
+
+def test_corruptions_import_nothing_that_does_not_travel(tmp_path: Path) -> None:
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        name = path.relative_to(ROOT)
+        if travels(name.as_posix()):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(path.read_bytes())
+    (tmp_path / "encoders").symlink_to(ROOT / "encoders")
+    program = (
+        "from benchmarks.corruptions import audio, av_shift, folder, sheet, shift; print(audio.__file__)"
+    )
+    command = [sys.executable, "-P", "-c", program]
+    seen = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    answer = subprocess.run(
+        command,
+        check=True,
+        env=seen | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert Path(answer.stdout.strip()).is_relative_to(tmp_path)
 
 
 @pytest.mark.parametrize(
