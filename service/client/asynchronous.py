@@ -211,6 +211,33 @@ class AsyncClient:
                 raise AttuneError("not_ready", f"{self._http.base_url} was not ready within {timeout_s:g} s")
             await asyncio.sleep(0.1)
 
+    async def corruptions(self) -> Card:
+        """The corruptions of pictures, texts and sounds: names, groups, severities."""
+        return await self._send(calls.corruptions())
+
+    async def corrupt(
+        self,
+        corruption: str,
+        *,
+        text: str | Sequence[str] | None = None,
+        image: Image | Sequence[Image] | None = None,
+        audio: File | Sequence[File] | None = None,
+        severity: int | None = None,
+        style: str | None = None,
+        seed: int | None = None,
+    ) -> list[str | bytes]:
+        """Corrupted copies, in order: texts, PNG files or WAV files.
+
+        text, image, audio  one of the three, one or several
+        severity            None: 5, or the highest where there are fewer
+        style               of pictures: `imagenet_c` or `mm_robustness`
+        seed                the same one repeats the same copies
+        """
+        options = {"severity": severity, "style": style, "seed": seed}
+        return await self._send(
+            calls.corrupt(corruption, text=text, image=image, audio=audio, options=options)
+        )
+
     async def models(self) -> Card:
         """Encoder, methods with their settings, queue."""
         return await self._send(calls.models())

@@ -197,6 +197,31 @@ class Client:
                 raise AttuneError("not_ready", f"{self._http.base_url} was not ready within {timeout_s:g} s")
             time.sleep(0.1)
 
+    def corruptions(self) -> Card:
+        """The corruptions of pictures, texts and sounds: names, groups, severities."""
+        return self._send(calls.corruptions())
+
+    def corrupt(
+        self,
+        corruption: str,
+        *,
+        text: str | Sequence[str] | None = None,
+        image: Image | Sequence[Image] | None = None,
+        audio: File | Sequence[File] | None = None,
+        severity: int | None = None,
+        style: str | None = None,
+        seed: int | None = None,
+    ) -> list[str | bytes]:
+        """Corrupted copies, in order: texts, PNG files or WAV files.
+
+        text, image, audio  one of the three, one or several
+        severity            None: 5, or the highest where there are fewer
+        style               of pictures: `imagenet_c` or `mm_robustness`
+        seed                the same one repeats the same copies
+        """
+        options = {"severity": severity, "style": style, "seed": seed}
+        return self._send(calls.corrupt(corruption, text=text, image=image, audio=audio, options=options))
+
     def models(self) -> Card:
         """Encoder, methods with their settings, queue."""
         return self._send(calls.models())

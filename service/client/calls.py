@@ -193,6 +193,45 @@ class Tally:
             self._on_progress(self._sent)
 
 
+def corruptions() -> Call[Card]:
+    return Call("GET", "/corruptions", _card)
+
+
+def corrupt(
+    corruption: str,
+    *,
+    text: str | Sequence[str] | None,
+    image: Image | Sequence[Image] | None,
+    audio: File | Sequence[File] | None,
+    options: Mapping[str, Any],
+) -> Call[list[str | bytes]]:
+    """Raises ValueError unless exactly one of text, image and audio is given."""
+    if sum(part is not None for part in (text, image, audio)) != 1:
+        raise ValueError("give text, image or audio: one of them, one or several")
+    queries = [{"text": each} for each in _several(text)]
+    queries += [{"image": image_text(each)} for each in _several(image)]
+    queries += [{"audio": file_text(each)} for each in _several(audio)]
+    given = {name: value for name, value in options.items() if value is not None}
+    body = {"corruption": corruption, "queries": queries, **given}
+    return Call("POST", "/corruptions", _corrupted, json=body)
+
+
+def _several(given: Any) -> Sequence[Any]:
+    if given is None:
+        return []
+    return given if isinstance(given, list | tuple) else [given]
+
+
+def _corrupted(response: httpx.Response) -> list[str | bytes]:
+    """Texts as they are, pictures and sounds as the bytes of their files."""
+    return [
+        query["text"]
+        if "text" in query
+        else base64.b64decode(next(iter(query.values())).partition(";base64,")[2])
+        for query in response.json()["queries"]
+    ]
+
+
 def models() -> Call[Card]:
     return Call("GET", "/models", _card)
 

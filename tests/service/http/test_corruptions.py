@@ -16,6 +16,7 @@ import soundfile
 from anyio import CapacityLimiter
 from PIL import Image
 
+from attune import AsyncClient
 from benchmarks.corruptions import IMAGE_CORRUPTIONS, TEXT_CORRUPTIONS, corrupt_image, corrupt_text
 from benchmarks.corruptions.audio import AUDIO_CORRUPTIONS, NoiseBeds, corrupt_audio
 from service.errors import TooLarge
@@ -334,6 +335,35 @@ class TestWithoutThePackage:
         body = {"corruption": "CS", "queries": [{"text": TEXT}]}
         failure(await http.post("/corruptions", json=body), 404, "no_corruptions")
         assert (await http.get("/console/config")).json()["corruptions"] is False
+
+
+class TestClient:
+    @pytest.fixture
+    async def client(self) -> AsyncIterator[AsyncClient]:
+        transport = httpx.ASGITransport(create_app(Settings(), FakeEngine()))
+        async with AsyncClient("http://attune", transport=transport) as client:
+            yield client
+
+    async def test_client_gets_texts_and_files_back(self, client: AsyncClient) -> None:
+        picture = png(20, 20)
+        (text,) = await client.corrupt("CS", text=TEXT, severity=7, seed=2)
+        assert text == corrupt_text(TEXT, "CS", 7, np.random.default_rng([2, 0]))
+        first, second = await client.corrupt(
+            "fog", image=[picture, Image.new("RGB", (8, 4))], style="mm_robustness"
+        )
+        assert isinstance(first, bytes)
+        with Image.open(io.BytesIO(first)) as image:
+            assert (image.format, image.size) == ("PNG", (20, 20))
+        assert second != first
+        (heard,) = await client.corrupt("rain", audio=wav())
+        assert isinstance(heard, bytes)
+        assert soundfile.info(io.BytesIO(heard)).frames == 1600
+
+    async def test_client_lists_and_refuses_mixtures(self, client: AsyncClient) -> None:
+        assert (await client.corruptions())["audio"][0]["name"] == "gaussian_noise"
+        for given in ({}, {"text": "a", "image": png()}):
+            with pytest.raises(ValueError, match="one of them"):
+                await client.corrupt("fog", **given)  # type: ignore[arg-type]
 
 
 async def test_config_says_that_there_are_corruptions(http: httpx.AsyncClient) -> None:
