@@ -8,6 +8,8 @@ from PIL import Image
 
 MEDIA_TYPE = "image/webp"
 QUALITY = 90
+_EFFORT = 2
+"""Half the time of the default, 4, for a few percent more bytes."""
 
 
 def make_preview(picture: Image.Image, longest: int, *, quality: int = QUALITY) -> bytes:
@@ -18,7 +20,7 @@ def make_preview(picture: Image.Image, longest: int, *, quality: int = QUALITY) 
     small = picture.resize(_fitting(picture.size, longest), Image.Resampling.LANCZOS, reducing_gap=3.0)
     small.info = {}  # what Pillow would write along
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=quality)
+    small.save(buffer, "WEBP", quality=quality, method=_EFFORT)
     return buffer.getvalue()
 
 

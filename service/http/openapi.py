@@ -95,7 +95,18 @@ RETRIEVE_EXAMPLES = {
     },
 }
 RETRIEVE_ANSWER_EXAMPLE = {
-    "results": [{"hits": [{"id": "scene-17", "score": 0.8123, "payload": {"caption": "a red circle"}}]}],
+    "results": [
+        {
+            "hits": [
+                {
+                    "id": "scene-17",
+                    "score": 0.8123,
+                    "payload": {"caption": "a red circle"},
+                    "preview": "/galleries/demo/previews/scene-17?v=7071c5598a1b",
+                }
+            ]
+        }
+    ],
     "adaptation": {
         "method": "tcr",
         "mode": "async",
