@@ -5,9 +5,8 @@ import { KeyButton, KeyDialog } from "./components/keys.tsx";
 import { CopyAs } from "./components/snippet.tsx";
 import { ThemeButton } from "./components/theme.tsx";
 import { Toasts } from "./components/toast.tsx";
-import { wantedKey } from "./lib/api.ts";
 import { link, route } from "./lib/router.ts";
-import { config, connection, models, retryNow, server, trouble } from "./lib/state.ts";
+import { config, connection, models, retryNow, server, trouble, unlock } from "./lib/state.ts";
 import { ClassifyView } from "./views/classify/index.tsx";
 import { GalleriesView } from "./views/galleries/index.tsx";
 import { SearchView } from "./views/search/index.tsx";
@@ -75,10 +74,7 @@ function Status() {
   const state = connection.value;
   const queue = server.value?.queue;
   if (state === "locked") {
-    const ask = () => {
-      wantedKey.value = { kind: "admin", why: "Streams and their figures are shown to whoever has the admin key.", answer: () => undefined };
-    };
-    return <button type="button" class="badge off" onClick={ask}>locked: enter the admin key</button>;
+    return <button type="button" class="badge off" onClick={() => void unlock()}>locked: enter the admin key</button>;
   }
   return (
     <span class="status" role="status">

@@ -22,6 +22,8 @@ export interface Mark {
 
 export interface PlotProps {
   title: string;
+  /** What is plotted, in a sentence. */
+  hint?: string;
   /** Positions along the x axis, rising. */
   x: number[];
   lines: Line[];
@@ -131,7 +133,7 @@ export function Plot(props: PlotProps) {
   return (
     <figure class="plot" aria-label={summary(props)}>
       <figcaption>
-        <span class="plot-title">{props.title}</span>
+        <span class="plot-title" title={props.hint}>{props.title}</span>
         <span class="plot-legend">
           {props.lines.map((line) => (
             <span key={line.label}>

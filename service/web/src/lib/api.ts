@@ -23,6 +23,12 @@ export class ApiError extends Error {
   }
 }
 
+/** Why a key is asked for where none was sent; what the server says then is meant for programs. */
+const NEEDED: Record<KeyKind, string> = {
+  admin: "This is for whoever has the server's admin key.",
+  api: "This server answers to those who have an API key.",
+};
+
 /** What was sent, as it can be said again elsewhere. `python`: lines that use `client`, where there is a method. */
 export interface Call {
   method: string;
@@ -114,7 +120,7 @@ async function send(method: string, path: string, options: Options): Promise<Res
     if (response.status !== 401) throw failure;
     // Of another call a key may have come meanwhile: that is tried before anyone is asked.
     if (keyHeaders(method, path).Authorization !== sent(init)) continue;
-    if (!(await askForKey(kind, failure.message))) throw failure;
+    if (!(await askForKey(kind, sent(init) ? failure.message : NEEDED[kind]))) throw failure;
   }
 }
 

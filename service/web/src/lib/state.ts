@@ -1,7 +1,7 @@
 // What all views look at: the server, its models, galleries and streams, kept up to date by its events.
 
 import { computed, signal } from "@preact/signals";
-import { ApiError, get } from "./api.ts";
+import { ApiError, get, part } from "./api.ts";
 import { EventFeed } from "./events.ts";
 import type { ServerEvent } from "./parser.ts";
 import type { Config, GalleryCard, Models, ServerFigures, StreamCard } from "./types.ts";
@@ -114,6 +114,16 @@ export function forget(name: string): void {
   const next = new Map(streams.value);
   next.delete(name);
   streams.value = next;
+}
+
+/** Ask for the admin key until one is right. False: the person would rather not, or the server does not answer. */
+export async function unlock(): Promise<boolean> {
+  try {
+    await get(`/admin/streams/${part(stream.value)}`);
+    return true;
+  } catch (error) {
+    return error instanceof ApiError && error.status === 404;
+  }
 }
 
 export const retryNow = feed.retryNow;

@@ -29,9 +29,22 @@ export interface Config {
   };
 }
 
+/** As much of JSON Schema as settings of methods use. */
+export interface SettingSchema {
+  type?: string;
+  anyOf?: SettingSchema[];
+  enum?: string[];
+  default?: Json;
+  description?: string;
+  minimum?: number;
+  maximum?: number;
+  exclusiveMinimum?: number;
+  exclusiveMaximum?: number;
+}
+
 export interface MethodCard {
   summary: string;
-  settings: Record<string, { type?: string; default?: Json; description?: string; minimum?: number; maximum?: number }>;
+  settings: Record<string, SettingSchema>;
   presets: Record<string, Record<string, Json>>;
 }
 
@@ -229,6 +242,7 @@ export interface ComparedSide {
   batches: number;
   method: string;
   settings: Record<string, Json>;
+  classify: { method: string; settings: Record<string, Json> } | null;
 }
 
 export interface ComparedTrack {
@@ -239,7 +253,7 @@ export interface ComparedTrack {
   undone: number;
   drift: Record<string, number> | null;
   losses: Record<string, number> | null;
-  distance_from_source: number;
+  distance_from_source: number | null;
   memory_size: number;
 }
 
