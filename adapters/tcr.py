@@ -168,7 +168,7 @@ class TCR:
         finite = all_finite({"loss": loss.detach(), **grads})
         adamw_step(state, grads, self.rate(forward))
         losses = {name: value.detach() for name, value in terms.items()}
-        return StepReport(losses=losses, applied=True, finite=finite)
+        return StepReport(losses={"total": loss.detach(), **losses}, applied=True, finite=finite)
 
     def drift(self, state: AdaptationState, forward: Forward) -> Mapping[str, Tensor]:
         queries = at_least_fp32(forward.queries.detach())

@@ -68,7 +68,9 @@ class History:
 
     def then(self, outcome: Outcome, *, batch: int, version: int, at: float) -> History:
         """This one and the batch that has come to `outcome`, without the oldest beyond KEPT."""
-        told = {**outcome.drift, "loss": outcome.losses.get("total")}
+        losses = outcome.losses
+        # Methods with one loss alone have no total of several; that loss is an entropy.
+        told = {**outcome.drift, "loss": losses.get("total", losses.get("entropy"))}
         count = [_within_int32(batch), _within_int32(version), STATUSES.index(outcome.status)]
         row = [_stored(told.get(name)) for name in FIGURES]
         return History(
