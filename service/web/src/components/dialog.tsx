@@ -1,27 +1,37 @@
 import { signal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useId, useRef } from "preact/hooks";
 
 /** A modal dialog; Escape and the close button close it. Mount it to open it. */
 export function Dialog(props: { title: string; close: () => void; children: ComponentChildren; wide?: boolean }) {
   const element = useRef<HTMLDialogElement>(null);
+  const mounted = useRef(true);
+  const title = useId();
   useEffect(() => {
     const dialog = element.current;
     const before = document.activeElement;
+    mounted.current = true;
     dialog?.showModal();
     return () => {
+      mounted.current = false;
       dialog?.close();
       if (before instanceof HTMLElement) before.focus();
     };
   }, []);
   return (
-    <dialog ref={element} class={props.wide ? "wide" : ""} aria-labelledby="dialog-title"
+    <dialog ref={element} class={props.wide ? "wide" : ""} aria-labelledby={title}
       onCancel={(event) => {
+        // Leaving a file chooser inside is a "cancel" too, and it bubbles.
+        if (event.target !== event.currentTarget) return;
         event.preventDefault();
         props.close();
+      }}
+      onClose={() => {
+        // A second Escape closes a dialog whatever the page says.
+        if (mounted.current) props.close();
       }}>
       <header>
-        <h2 id="dialog-title">{props.title}</h2>
+        <h2 id={title}>{props.title}</h2>
         <button type="button" class="icon" aria-label="Close" onClick={props.close}>✕</button>
       </header>
       {props.children}

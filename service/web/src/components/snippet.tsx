@@ -12,7 +12,8 @@ export function CopyAs() {
   const call = lastCall.value;
   if (!call) return null;
   const key = keyKind(call.method, call.path);
-  const code = form === "curl" ? asCurl(call, location.origin, key) : asPython(call, location.origin, key);
+  // Only while it is looked at: a call may hold megabytes of pictures.
+  const code = !open ? "" : form === "curl" ? asCurl(call, location.origin, key) : asPython(call, location.origin, key);
   return (
     <>
       <button type="button" class="quiet" onClick={() => setOpen(true)}>Copy as curl / Python</button>

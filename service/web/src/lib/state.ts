@@ -19,6 +19,8 @@ export const trouble = signal("");
 /** What the views have in common: whose queries, and what is searched. */
 export const stream = signal("console");
 export const gallery = signal("");
+/** A query that another view hands to the search (an item of `gallery`), which takes it and puts null. */
+export const searchFor = signal<{ text: string | null; picture: string | null } | null>(null);
 
 export interface Toast {
   id: number;
