@@ -170,12 +170,13 @@ class Broadcaster:
         while True:
             began = loop.time()
             self._wanted.clear()
+            pause_s = self._interval_s
             try:
                 await self._list_streams(max(listener.most for listener in self._listeners))
+                pause_s = max(pause_s, STRETCH * (loop.time() - began))
             except Exception as error:  # the boundary: whoever listens is told, and the next poll may succeed
                 self._show_trouble(error)
             listed.set()
-            pause_s = max(self._interval_s, STRETCH * (loop.time() - began))
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._wanted.wait()

@@ -262,6 +262,11 @@ def test_streams_and_snapshots_from_the_terminal(cli: Attune, engine: FakeEngine
     cli("snapshot", "import", "s", str(target), "--name", "again")
     assert "again" in cli("snapshot", "list", "s")
     cli("snapshot", "restore", "s", "again")
+    compared = cli("snapshot", "compare", "s", "before")
+    for shown in ("before", "now", "demo/text->image", "both", "1 -> 2", "0.125", "norm.weight"):
+        assert shown in compared
+    assert cli.json("snapshot", "compare", "s", "before", "again")["second"]["name"] == "again"
+    cli("snapshot", "compare", "s", "none", code=1)
     cli("snapshot", "delete", "s", "again", "--yes")
     cli("stream", "delete", "s", "--yes", code=1)
     cli("stream", "delete", "s", "--force", "--yes")

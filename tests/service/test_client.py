@@ -157,6 +157,10 @@ async def test_streams_and_snapshots_from_the_client(client: AsyncClient, tmp_pa
     await client.import_snapshot("s", tmp_path / "file", "again")
     assert [card["name"] for card in await client.list_snapshots("s")] == ["before", "again"]
     assert (await client.restore_snapshot("s", "again"))["name"] == "s"
+    assert (await client.compare_snapshots("s", "before"))["second"]["name"] is None
+    compared = await client.compare_snapshots("s", "before", "again")
+    assert [compared[side]["name"] for side in ("first", "second")] == ["before", "again"]
+    assert (await client.stream_history("s"))["tracks"]["demo/text->image"]["version"] == [1]
     await client.delete_snapshot("s", "again")
     assert (await client.reset_stream("s"))["version"] == 0
     with pytest.raises(AttuneError, match="has snapshots") as conflict:

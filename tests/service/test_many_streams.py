@@ -64,6 +64,39 @@ def used(streams: StreamStore, *names: str) -> None:
 # -- memory ------------------------------------------------------------------------------------------
 
 
+def latest(streams: StreamStore, most: int) -> tuple[list[str], int]:
+    slices = streams.describe_latest(most)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as done:
+            return [card["name"] for card in done.value["streams"]], done.value["total"]
+
+
+def test_the_last_used_streams_are_described_wherever_they_are(store: Callable[..., StreamStore]) -> None:
+    streams = store(max_in_memory=3)
+    used(streams, "a", "b", "c", "a", "d", "e")  # b and c are on disk
+    assert latest(streams, 2) == (["e", "d"], 5)
+    assert latest(streams, 4) == (["e", "d", "a", "c"], 5)
+    assert latest(streams, 100) == (["e", "d", "a", "c", "b"], 5)
+    assert held(streams) == ["a", "d", "e"]
+
+
+def test_no_file_is_opened_where_memory_has_enough(
+    store: Callable[..., StreamStore], states: CountedStates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = store(max_in_memory=3)
+    used(streams, *(f"s{n}" for n in range(10)))
+    opened: list[str] = []
+    monkeypatch.setattr(states, "cards", lambda names: opened.extend(names) or [])
+    assert latest(streams, 3) == (["s9", "s8", "s7"], 10)
+    assert opened == []
+
+
+def test_where_nothing_is_stored_nothing_is_described(store: Callable[..., StreamStore]) -> None:
+    assert latest(store(), 5) == ([], 0)
+
+
 def test_the_longest_unused_streams_leave_and_are_saved_first(
     store: Callable[..., StreamStore], states: CountedStates
 ) -> None:

@@ -43,6 +43,26 @@ async def test_snapshot_is_taken_listed_restored_and_deleted(http: httpx.AsyncCl
     failure(await http.post("/admin/streams/shop-7/snapshots/before/restore"), 404, "unknown_snapshot")
 
 
+async def test_a_snapshot_is_compared_with_another_or_with_the_stream(http: httpx.AsyncClient) -> None:
+    await configure(http)
+    for name in ("before", "after"):
+        await http.post("/admin/streams/shop-7/snapshots", json={"name": name})
+    address = "/admin/streams/shop-7/snapshots/before/compare"
+    assert (await http.get(address)).json()["second"]["name"] is None
+    assert (await http.get(f"{address}?with=after")).json()["second"]["name"] == "after"
+    failure(await http.get(f"{address}?with=none"), 404, "unknown_snapshot")
+    for wrong in ("", "../x", "a" * 65):
+        failure(await http.get(address, params={"with": wrong}), 422, "invalid_request")
+
+
+async def test_a_streams_history_has_columns_by_track(http: httpx.AsyncClient) -> None:
+    failure(await http.get("/admin/streams/shop-7/history"), 404, "unknown_stream")
+    await configure(http)
+    history = (await http.get("/admin/streams/shop-7/history")).json()
+    assert history["stream"] == "shop-7"
+    assert history["tracks"]["demo/text->image"]["status"] == ["applied"]
+
+
 async def test_snapshot_without_a_body_is_named_by_the_server(http: httpx.AsyncClient) -> None:
     await configure(http)
     assert (await http.post("/admin/streams/shop-7/snapshots")).json()["name"] == "v0"

@@ -69,6 +69,17 @@ def test_a_job_passed_over_holds_back_its_stream_but_no_other() -> None:
     assert take(queue) == [sync]
 
 
+def test_waiting_queries_are_counted_by_the_stream_whose_state_they_use() -> None:
+    queue = MemoryQueue(capacity_items=20)
+    gone = queue.put([job("a", items=3)])[0]
+    queue.put([job("a", items=2), job("b"), job("c", mode="off"), ControlJob("reset", stream="d")])
+    assert queue.waiting_by_stream() == {"a": 5, "b": 1}
+    gone.cancel()  # its client left
+    assert queue.waiting_by_stream() == {"a": 2, "b": 1}
+    take(queue)
+    assert queue.waiting_by_stream() == {"b": 1}
+
+
 def test_admission_counts_items_and_takes_all_jobs_or_none() -> None:
     queue = MemoryQueue(capacity_items=5)
     queue.put([job(items=4)])
