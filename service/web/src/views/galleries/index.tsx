@@ -1,3 +1,10 @@
+import "./galleries.css";
+import { route } from "../../lib/router.ts";
+import { GalleryPage } from "./gallery.tsx";
+import { GalleryList } from "./list.tsx";
+
+/** `#/galleries`: all of them; `#/galleries/NAME`: what is in one. */
 export function GalleriesView() {
-  return <h1>Galleries</h1>;
+  const name = route.value[1];
+  return name === undefined ? <GalleryList /> : <GalleryPage key={name} name={name} />;
 }
