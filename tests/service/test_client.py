@@ -136,9 +136,9 @@ async def test_galleries_and_items_from_the_client(client: AsyncClient, tmp_path
     assert path.startswith("/galleries/shop/previews/i%2F0?v=")
     assert (await client.retrieve("t", gallery="shop", k=1)).hits[0].preview == path
     with pytest.raises(AttuneError) as none:
-        await client.preview("demo", "scene-0")
+        await client.preview("demo", "scene-2")
     assert (none.value.code, none.value.status) == ("unknown_preview", 404)
-    assert (await client.retrieve("t", k=1)).hits[0].preview is None
+    assert (await client.retrieve("t", k=3)).hits[2].preview is None
     assert (await client.list_items("shop", offset=4))["total"] == 5
     assert await client.delete_items("shop", ["i/0", "none"]) == 1
     assert (await client.describe_gallery("shop"))["items"] == 4

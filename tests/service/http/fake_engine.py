@@ -73,6 +73,8 @@ class FakeEngine:
                 for i in range(5)
             }
         }
+        first = self.galleries["demo"]["scene-0"]
+        self.galleries["demo"]["scene-0"] = replace(first, preview=b"RIFF of scene 0")
         self.streams: dict[str, dict[str, Any]] = {}
         self.listed: list[int] = []
         self.waiting: dict[str, int] | None = None

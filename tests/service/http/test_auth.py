@@ -47,6 +47,7 @@ NEEDS_API_KEY = [
     ("GET", "/galleries/demo"),
     ("GET", "/galleries/demo/items"),
     ("GET", "/galleries/demo/items/scene-0"),
+    ("GET", "/galleries/demo/previews/scene-0"),
     ("POST", "/retrieve"),
     ("POST", "/classify"),
     ("GET", "/corruptions"),

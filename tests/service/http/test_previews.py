@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from encoders import preprocessing
+from index.items import version_of
 from service.http.app import create_app
 from service.settings import Settings
 from tests.service.http.fake_engine import DIMENSION, FakeEngine
@@ -16,6 +17,8 @@ from tests.service.http.pictures import encoded, png
 from tests.service.http.shape import failure
 
 pytestmark = pytest.mark.anyio
+
+_FIRST = f"/galleries/demo/previews/scene-0?v={version_of(b'RIFF of scene 0')}"
 
 
 async def add(http: httpx.AsyncClient, *items: dict[str, Any]) -> None:
@@ -49,10 +52,10 @@ async def test_hits_and_pages_say_where_the_preview_is_and_only_where_there_is_o
     await add(http, {"id": "scene-1", "image": encoded(png())})
     url = await preview_of(http, "scene-1")
     page = (await http.get("/galleries/demo/items")).json()["items"]
-    assert [item.get("preview") for item in page] == [None, url, None, None, None]
+    assert [item.get("preview") for item in page] == [_FIRST, url, None, None, None]
     answer = (await http.post("/retrieve", json={"queries": [{"text": "a"}], "k": 3})).json()
     hits = answer["results"][0]["hits"]
-    assert [hit.get("preview") for hit in hits] == [None, url, None]
+    assert [hit.get("preview") for hit in hits] == [_FIRST, url, None]
     assert not any("preview_version" in shown for shown in [*page, *hits])
 
 
@@ -108,7 +111,7 @@ async def test_preview_can_only_be_taken_for_a_picture(http: httpx.AsyncClient) 
 @pytest.mark.parametrize(
     ("path", "code"),
     [
-        ("/galleries/demo/previews/scene-0", "unknown_preview"),
+        ("/galleries/demo/previews/scene-2", "unknown_preview"),
         ("/galleries/demo/previews/vector", "unknown_preview"),
         ("/galleries/demo/previews/none", "unknown_item"),
         ("/galleries/none/previews/scene-0", "unknown_gallery"),
@@ -120,7 +123,7 @@ async def test_what_has_no_preview_is_404(http: httpx.AsyncClient, path: str, co
 
 
 async def test_overlong_version_is_refused(http: httpx.AsyncClient) -> None:
-    failure(await http.get(f"/galleries/demo/previews/scene-0?v={'0' * 65}"), 422, "invalid_request")
+    failure(await http.get(f"/galleries/demo/previews/scene-2?v={'0' * 65}"), 422, "invalid_request")
 
 
 @pytest.mark.parametrize(("pixels", "size"), [(40, (40, 20)), (1024, (600, 300))])
@@ -148,9 +151,9 @@ async def test_picture_is_decoded_once(http: httpx.AsyncClient, monkeypatch: pyt
 
 async def test_preview_needs_the_key_that_reading_a_gallery_needs(engine: FakeEngine) -> None:
     async with served(engine, Settings(admin_key="admin", api_keys=("reader",))) as http:
-        failure(await http.get("/galleries/demo/previews/scene-0"), 401, "unauthorized")
+        failure(await http.get("/galleries/demo/previews/scene-2"), 401, "unauthorized")
         headers = {"Authorization": "Bearer reader"}
-        response = await http.get("/galleries/demo/previews/scene-0", headers=headers)
+        response = await http.get("/galleries/demo/previews/scene-2", headers=headers)
         failure(response, 404, "unknown_preview")
 
 

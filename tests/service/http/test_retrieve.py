@@ -29,7 +29,12 @@ async def test_text_is_answered_with_hits_and_what_was_done(http: httpx.AsyncCli
         "results": [
             {
                 "hits": [
-                    {"id": "scene-0", "score": 1.0, "payload": {"colour": "red", "n": 0}},
+                    {
+                        "id": "scene-0",
+                        "score": 1.0,
+                        "payload": {"colour": "red", "n": 0},
+                        "preview": "/galleries/demo/previews/scene-0?v=b52481e787e2",
+                    },
                     {"id": "scene-1", "score": 0.9, "payload": {"colour": "red", "n": 1}},
                 ]
             }
