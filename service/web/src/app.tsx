@@ -27,7 +27,10 @@ export function App() {
   useEffect(() => {
     document.title = `${view.title} · Attune`;
     // Whoever follows a link with the keyboard or a screen reader is taken to what it shows.
-    if (!first.current) main.current?.focus();
+    if (!first.current) {
+      window.scrollTo(0, 0);
+      main.current?.focus({ preventScroll: true });
+    }
     first.current = false;
   }, [route.value.join("/")]);
   return (

@@ -47,7 +47,7 @@ export function GalleryPage({ name }: { name: string }) {
           <h1 class="galleries-name">{name}</h1>
           {card && (
             <span class="row">
-              <button type="button" onClick={search} disabled={card.items === 0}>Search it</button>
+              <button type="button" onClick={search} disabled={card.items === 0}>Search this gallery</button>
               <button type="button" class="quiet galleries-delete" onClick={() => setDeleting(true)}>Delete gallery …</button>
             </span>
           )}

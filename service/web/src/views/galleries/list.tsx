@@ -88,9 +88,10 @@ function Samples({ card }: { card: GalleryCard }) {
     }
     return () => controller.abort();
   }, [card.name, card.generation]);
+  if (card.items === 0) return <p class="galleries-samples none">Nothing is in it yet: open it and drop pictures.</p>;
   return (
     <div class="galleries-samples" aria-hidden="true">
-      {Array.from({ length: SAMPLES }, (_, place) => {
+      {Array.from({ length: Math.min(SAMPLES, card.items) }, (_, place) => {
         const item = items[place];
         return item ? <Preview key={item.id} path={item.preview} text={item.text ?? item.id} /> : <span key={place} class="preview" />;
       })}
