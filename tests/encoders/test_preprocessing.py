@@ -265,6 +265,36 @@ def test_pixels_equal_those_of_transformers(
     assert np.abs((values * spec.rescale - mean) / std - expected).max() < 1e-6
 
 
+@pytest.mark.parametrize("size", [(50_000, 1), (1, 50_000)])
+def test_thin_picture_does_not_become_a_huge_one(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ImageSpec(height=32, width=32, resize="shortest_edge", shortest_edge=32, center_crop=True)
+    resized: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def watched(image: Image.Image, size: tuple[int, int], **rest: object) -> Image.Image:
+        resized.append(size)
+        return resize(image, size, **rest)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+
+    assert pixels(Image.new("RGB", size, "red"), spec).shape == (3, 32, 32)
+    assert max(map(max, resized)) < 5000
+
+
+@pytest.mark.parametrize("size", [(4001, 9), (4000, 9), (9, 4001)])
+def test_middle_of_a_long_picture_is_what_the_whole_would_give(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ImageSpec(height=32, width=32, resize="shortest_edge", shortest_edge=36, center_crop=True)
+    image = photo(*size)
+    cut = pixels(image, spec)
+    monkeypatch.setattr("encoders.preprocessing._SEEN", 1000)
+
+    np.testing.assert_array_equal(cut, pixels(image, spec))
+
+
 def test_transparent_picture_stands_on_white() -> None:
     """As the processors of newer releases of Transformers do; older ones drop the transparency."""
     values = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
