@@ -108,7 +108,7 @@ function failing({ recent, last_reason: reason }: Track, track: number): Conditi
 
 function concerned({ guard }: Track, track: number): Condition | null {
   const event = guard.events.findLast(({ finding }) => finding === guard.finding);
-  if (!guard.finding || !event || guard.finding === "changed") return null;
+  if (!guard.finding || !event || (guard.finding === "changed" && event.action !== "freeze")) return null;
   const skips = event.action === "skip" || event.action === "freeze";
   const because = `${found(event.finding)}: ${event.reason}`;
   return {

@@ -5,11 +5,16 @@ import { done, found } from "./condition.ts";
 
 /** As many as the server remembers. */
 const KEPT = 240;
+/** As many as a card holds. */
+const RECENT = 24;
 const FIGURES: readonly Figure[] = ["modality_gap", "modality_gap_target", "uniformity", "entropy_nats", "source_likeness", "shift", "loss"];
+
+/** Before anything is known. */
+export const NOTHING: History = { at: [], version: [], status: [], batch: [] };
 
 export interface Joined {
   history: History;
-  /** False: batches between the two are missing, or it is another past (after a restore). */
+  /** False: it has to be asked for, since batches between the two are missing, or it is another past (after a restore). */
   whole: boolean;
 }
 
@@ -18,14 +23,14 @@ export function joined(history: History, track: Track): Joined {
   const recent = track.recent;
   if (!recent) return { history, whole: true };
   const until = history.at.at(-1) ?? -1;
-  const start = recent.at.findIndex((at) => at > until);
-  const news = start < 0 ? [] : recent.at.slice(start);
-  if (recent.at.length === 0) return { history, whole: history.at.length === 0 };
+  const newest = recent.at.at(-1);
+  if (newest === undefined) return { history, whole: history.at.length === 0 };
+  if (newest < until && history.at.includes(newest)) return { history, whole: true }; // the card is the older one
   // The last that is known must be among the recent ones, else something lies between or it is not the same past.
-  const follows = history.at.length === 0 ? recent.at.length < 24 : recent.at.includes(until);
+  const follows = history.at.length === 0 ? recent.at.length < RECENT : recent.at.includes(until);
   if (!follows) return { history, whole: false };
-  if (news.length === 0) return { history, whole: true };
-  return { history: appended(history, recent, start, track), whole: true };
+  const start = recent.at.findIndex((at) => at > until);
+  return { history: start < 0 ? history : appended(history, recent, start, track), whole: true };
 }
 
 function appended(history: History, recent: History, start: number, track: Track): History {
@@ -55,19 +60,18 @@ export interface HistoryMark {
 /** What is marked in the plots: guard events, undone batches, and where a run of skipped ones begins. */
 export function marksOf(history: History, events: readonly GuardEvent[]): HistoryMark[] {
   const batches = history.batch ?? history.at.map((_, place) => place + 1);
-  const marks: HistoryMark[] = history.status.flatMap((status, place) => {
+  const marks: HistoryMark[] = [];
+  history.status.forEach((status, place) => {
     const at = batches[place] ?? 0;
-    if (status === "undone") return [{ at, label: "undone", colour: "bad" as const }];
-    const begins = status === "skipped" && history.status[place - 1] !== "skipped";
-    return begins ? [{ at, label: "skipped", colour: "warn" as const }] : [];
+    if (status === "undone") marks.push({ at, label: "undone", colour: "bad" });
+    if (status === "skipped" && history.status[place - 1] !== "skipped") marks.push({ at, label: "skipped", colour: "warn" });
   });
   for (const event of events) {
     // A batch is recorded just after the guard has ruled on it.
     const place = history.at.findIndex((at) => at >= event.time - 0.01);
     if (place < 0 || (place === 0 && event.time < (history.at[0] ?? 0) - 60)) continue;
     const severe = event.action === "rollback" || event.action === "reset";
-    const mark = { at: batches[place] ?? 0, label: `${done(event.action)}: ${found(event.finding)}`, colour: severe ? ("bad" as const) : ("warn" as const) };
-    marks.push(mark);
+    marks.push({ at: batches[place] ?? 0, label: `${done(event.action)}: ${found(event.finding)}`, colour: severe ? "bad" : "warn" });
   }
   return marks;
 }

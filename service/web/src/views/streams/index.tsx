@@ -1,3 +1,10 @@
+import "./streams.css";
+import { route } from "../../lib/router.ts";
+import { StreamPage } from "./stream.tsx";
+import { StreamList } from "./list.tsx";
+
+/** `#/streams` and `#/streams/NAME`. */
 export function StreamsView() {
-  return <h1>Streams</h1>;
+  const [, name] = route.value;
+  return name ? <StreamPage key={name} name={name} /> : <StreamList />;
 }
