@@ -1,0 +1,109 @@
+import { Select, Slider, type Choice } from "../../components/fields.tsx";
+import { save } from "../../lib/pictures.ts";
+import { words as spaced } from "../../lib/format.ts";
+import type { Modality } from "../../lib/types.ts";
+import { corrupt, corruption, corruptions, corruptionsTrouble, degraded, degradeTrouble, degrading, fileName, kinds, loadCorruptions } from "./state.ts";
+import type { Corruption } from "./drift.ts";
+import { differences } from "./words.ts";
+
+const CLEAN = "";
+
+export function corruptionChoices(kind: Modality): Choice<string>[] {
+  const cards = corruptions.value?.[kind] ?? [];
+  return [
+    { value: CLEAN, label: "clean" },
+    ...cards.map((card) => ({
+      value: card.name,
+      label: `${card.summary ? `${card.name}: ${card.summary}` : spaced(card.name)}${card.available === false ? " (not installed)" : ""}`,
+      disabled: card.available === false,
+      group: card.group,
+    })),
+  ];
+}
+
+const DEFAULT_SEVERITY = 5;
+
+/** Which corruption and how strong; null: none. */
+export function CorruptionFields(props: { kind: Modality; label: string; value: Corruption | null; change: (value: Corruption | null) => void; disabled?: boolean }) {
+  const { value } = props;
+  const severities = corruptions.value?.[props.kind].find((card) => card.name === value?.name)?.severities ?? [1, 2, 3, 4, 5];
+  const choose = (name: string) => {
+    const most = Math.max(...(corruptions.value?.[props.kind].find((card) => card.name === name)?.severities ?? [DEFAULT_SEVERITY]));
+    props.change(name === CLEAN ? null : { name, severity: Math.min(value?.severity ?? DEFAULT_SEVERITY, most) });
+  };
+  return (
+    <>
+      <Select label={props.label} value={value?.name ?? CLEAN} choices={corruptionChoices(props.kind)} change={choose} disabled={props.disabled ?? false} />
+      <Slider label="Severity" value={value?.severity ?? DEFAULT_SEVERITY} min={Math.min(...severities)} max={Math.max(...severities)}
+        disabled={value === null || (props.disabled ?? false)} change={(severity) => value && props.change({ ...value, severity })} />
+    </>
+  );
+}
+
+/** Degrade the query and see it degrade. `send`: make a stream of such queries. */
+export function CorruptCard(props: { send: (kind: Modality) => void }) {
+  const shown = kinds.value;
+  if (corruptionsTrouble.value) {
+    return (
+      <section class="card search-corrupt">
+        <h2>Corrupt it</h2>
+        <p class="hint" role="alert">{corruptionsTrouble.value}</p>
+        <button type="button" onClick={() => void loadCorruptions()}>Try again</button>
+      </section>
+    );
+  }
+  const active = shown.filter((kind) => corruption.value[kind]);
+  const first = active[0];
+  return (
+    <section class="card search-corrupt" aria-labelledby="search-corrupt">
+      <h2 id="search-corrupt">Corrupt it</h2>
+      <p class="hint">Make the query worse, as a bad camera or a typist would, and see who still finds the right item.</p>
+      {shown.length === 0 && <p class="muted">There is no query yet.</p>}
+      {shown.map((kind) => (
+        <div key={kind} class="search-corrupt-fields">
+          <CorruptionFields kind={kind} label={kind === "image" ? "Of the picture" : "Of the words"} value={corruption.value[kind]} change={(value) => corrupt(kind, value)} />
+        </div>
+      ))}
+      {degradeTrouble.value && <p role="alert" class="search-trouble">{degradeTrouble.value}</p>}
+      {first && <Degraded />}
+      {first && <button type="button" class="quiet" onClick={() => props.send(first)}>Send a stream of these …</button>}
+    </section>
+  );
+}
+
+function Degraded() {
+  const made = degraded.value;
+  return (
+    <div class="search-degraded" aria-busy={degrading.value}>
+      {made?.query.image && corruption.value.image && (
+        <div class="search-pair">
+          <figure><img src={made.clean.image} alt="The picture as it was" /><figcaption>as it was</figcaption></figure>
+          <span aria-hidden="true">→</span>
+          <figure>
+            <img src={made.query.image} alt={`The picture with ${spaced(corruption.value.image.name)}, severity ${corruption.value.image.severity}`} />
+            <figcaption>as it is sent <button type="button" class="quiet" onClick={() => void saveDegraded(made.query.image!)}>Save</button></figcaption>
+          </figure>
+        </div>
+      )}
+      {made?.query.text && made.clean.text && corruption.value.text && <Marked before={made.clean.text} after={made.query.text} />}
+    </div>
+  );
+}
+
+async function saveDegraded(uri: string): Promise<void> {
+  const [head = "", content = ""] = uri.split(",", 2);
+  const bytes = Uint8Array.from(atob(content), (character) => character.charCodeAt(0));
+  save(new Blob([bytes], { type: head.slice(5).split(";")[0] ?? "image/png" }), fileName());
+}
+
+function Marked(props: { before: string; after: string }) {
+  const made = differences(props.before, props.after);
+  return (
+    <dl class="search-marked">
+      <dt>as it was</dt>
+      <dd>{made.before.map((piece, place) => (piece.changed ? <del key={place}>{piece.text}</del> : piece.text))}</dd>
+      <dt>as it is sent</dt>
+      <dd>{made.after.map((piece, place) => (piece.changed ? <ins key={place}>{piece.text}</ins> : piece.text))}</dd>
+    </dl>
+  );
+}

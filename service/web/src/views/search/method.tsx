@@ -1,0 +1,45 @@
+import { useState } from "preact/hooks";
+import { confirmed } from "../../components/dialog.tsx";
+import { Select } from "../../components/fields.tsx";
+import { part, put } from "../../lib/api.ts";
+import { pythonCall } from "../../lib/snippets.ts";
+import { models, say, show, stream, streams, tell } from "../../lib/state.ts";
+import type { StreamCard } from "../../lib/types.ts";
+import { chosenMethod, hasLearned, methodChoices, OWN, type MethodChoice } from "./methods.ts";
+import { search } from "./state.ts";
+
+/** Give a stream another method; asks first where that drops something. False: it was not done. */
+export async function configure(name: string, choice: MethodChoice, signal?: AbortSignal): Promise<boolean> {
+  const card = streams.value.get(name);
+  if (chosenMethod(card, [choice]) === choice.value) return true;
+  if (hasLearned(card)) {
+    const text = `Stream "${name}" has learned from ${card!.batches} batches. With another method or other settings it starts again from the source model.`;
+    if (!(await confirmed("Drop what was learned?", text, "Change the method"))) return false;
+  }
+  const body = { method: choice.method, settings: choice.settings };
+  const python = pythonCall("client.configure_stream", [name], body);
+  show(await put<StreamCard>(`/admin/streams/${part(name)}`, body, { remember: true, python, signal }));
+  return true;
+}
+
+/** The method of the stream that is searched with. */
+export function MethodSelect() {
+  const [busy, setBusy] = useState(false);
+  const choices = methodChoices(models.value);
+  const card = streams.value.get(stream.value);
+  const usual = models.value?.default_method ?? "";
+  const chosen = chosenMethod(card, choices) ?? usual;
+  const shown = chosen === OWN ? [...choices, { value: OWN, label: `${card!.method}, own settings` }] : choices;
+  const change = async (value: string) => {
+    const choice = choices.find((one) => one.value === value);
+    if (!choice) return;
+    setBusy(true);
+    await tell(async () => {
+      if (!(await configure(stream.value, choice))) return;
+      say(`Stream ${stream.value} adapts with ${choice.label} now`);
+      void search();
+    });
+    setBusy(false);
+  };
+  return <Select key={`${chosen}/${busy}`} label="Method of the stream" value={chosen} choices={shown} disabled={busy} change={(value) => void change(value)} />;
+}
