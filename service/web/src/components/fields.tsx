@@ -1,4 +1,5 @@
 import type { ComponentChildren } from "preact";
+import { useId } from "preact/hooks";
 
 /** A label over its control. */
 export function Field(props: { label: string; children: ComponentChildren; hint?: string; class?: string }) {
@@ -40,10 +41,12 @@ export function Select<T extends string>(props: {
 }
 
 export function Slider(props: { label: string; value: number; min: number; max: number; step?: number; change: (value: number) => void; disabled?: boolean }) {
+  // Without `for` the label would be the output's, which comes first.
+  const id = useId();
   return (
-    <label class="field slider">
+    <label class="field slider" for={id}>
       <span>{props.label} <output>{props.value}</output></span>
-      <input type="range" min={props.min} max={props.max} step={props.step ?? 1} value={props.value} disabled={props.disabled ?? false}
+      <input id={id} aria-label={props.label} type="range" min={props.min} max={props.max} step={props.step ?? 1} value={props.value} disabled={props.disabled ?? false}
         onInput={(event) => props.change(event.currentTarget.valueAsNumber)} />
     </label>
   );
