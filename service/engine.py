@@ -321,7 +321,10 @@ class Engine:
         return await self._do("list_streams")
 
     async def latest_streams(self, most: int) -> dict[str, Any]:
-        """The `most` streams that were used last, and how many there are: {"total", "streams"}."""
+        """The `most` streams that were used last, and how many there are: {"total", "streams", "seconds"}.
+
+        `seconds` is what it took of a worker's time.
+        """
         return await self._do("latest_streams", most=most)
 
     def waiting_by_stream(self) -> Mapping[str, int] | None:

@@ -41,7 +41,7 @@ BEAT_S = 10.0
 RENEW_S = 5.0
 """The server's figures are told so often though nothing has changed."""
 STRETCH = 10
-"""Pause between two listings of streams, at least, over the time that one takes."""
+"""Pause between two listings of streams, at least, over the worker's time that one takes."""
 
 log = structlog.get_logger("attune.http")
 
@@ -166,14 +166,12 @@ class Broadcaster:
             tasks.create_task(self._poll_server(listed))
 
     async def _poll_streams(self, listed: asyncio.Event) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            began = loop.time()
             self._wanted.clear()
             pause_s = self._interval_s
             try:
-                await self._list_streams(max(listener.most for listener in self._listeners))
-                pause_s = max(pause_s, STRETCH * (loop.time() - began))
+                seconds = await self._list_streams(max(listener.most for listener in self._listeners))
+                pause_s = max(pause_s, STRETCH * seconds)
             except Exception as error:  # the boundary: whoever listens is told, and the next poll may succeed
                 self._show_trouble(error)
             listed.set()
@@ -181,7 +179,8 @@ class Broadcaster:
                 async with asyncio.timeout(pause_s):
                     await self._wanted.wait()
 
-    async def _list_streams(self, most: int) -> None:
+    async def _list_streams(self, most: int) -> float:
+        """-> seconds of a worker's time that it took."""
         engine = self._engine()
         latest = await engine.latest_streams(most)
         waiting = engine.waiting_by_stream()
@@ -195,6 +194,7 @@ class Broadcaster:
         )
         if changed:
             self._tell()
+        return float(latest["seconds"])
 
     def _show_trouble(self, error: Exception) -> None:
         failure = failure_of(error)

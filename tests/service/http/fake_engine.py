@@ -77,6 +77,7 @@ class FakeEngine:
         self.galleries["demo"]["scene-0"] = replace(first, preview=b"RIFF of scene 0")
         self.streams: dict[str, dict[str, Any]] = {}
         self.listed: list[int] = []
+        self.listing_takes_s = 0.0
         self.waiting: dict[str, int] | None = None
         self.canaries: dict[str, list[Canary]] = {}
         self.snapshots: dict[tuple[str, str], bytes] = {}
@@ -281,7 +282,8 @@ class FakeEngine:
         self.listed.append(most)
         self._maybe_fail()
         latest = list(reversed(self.streams.values()))[:most]
-        return {"total": len(self.streams), "streams": [dict(card) for card in latest]}
+        streams = [dict(card) for card in latest]
+        return {"total": len(self.streams), "streams": streams, "seconds": self.listing_takes_s}
 
     def waiting_by_stream(self) -> Mapping[str, int] | None:
         return self.waiting

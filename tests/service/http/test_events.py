@@ -74,12 +74,6 @@ def app(engine: FakeEngine, settings: Settings) -> FastAPI:
     return create_app(settings, engine)
 
 
-@pytest.fixture(autouse=True)
-def _no_stretch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long a look takes depends on the machine."""
-    monkeypatch.setattr(events, "STRETCH", 0)
-
-
 async def add(engine: FakeEngine, *names: str) -> None:
     for name in names:
         await engine.configure_stream(name)
@@ -327,18 +321,12 @@ async def test_a_starting_server_does_not_begin_the_stream(
 async def test_a_listing_that_takes_long_is_made_less_often(
     app: FastAPI, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each look takes 0.1 s: with a pause of at least 10 times that, none follows within half a second."""
-    monkeypatch.setattr(events, "STRETCH", 10)
-    listing = engine.latest_streams
-
-    async def slow(most: int) -> dict[str, Any]:
-        await asyncio.sleep(0.1)
-        return await listing(most)
-
-    monkeypatch.setattr(engine, "latest_streams", slow)
+    """Each look takes 10 s of the worker's time: a second one comes after 100 s, not after 0.05 s."""
+    monkeypatch.setattr(events, "RENEW_S", 0.2)
+    engine.listing_takes_s = 10.0
     async with Listening(app) as listening:
         await listening.opened()
-        await listening.next("streams")
-        await asyncio.sleep(0.5)
+        for _ in range(2):
+            await listening.next("server")
         assert len(engine.listed) == 1
         listening.leave()
