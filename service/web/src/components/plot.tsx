@@ -31,6 +31,8 @@ export interface PlotProps {
   /** x counts seconds since 1970. */
   time?: boolean;
   xLabel?: string;
+  /** x counts something. */
+  whole?: boolean;
   /** Of the y axis; left out: what the values need. */
   range?: [number, number];
   marks?: Mark[];
@@ -38,6 +40,8 @@ export interface PlotProps {
   /** Plots of one group show the same place under the cursor. */
   group?: string;
 }
+
+const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10_000, 100_000, 1_000_000];
 
 const colourOf = (name: string): string =>
   getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim() || "gray";
@@ -55,7 +59,7 @@ function options(props: PlotProps, width: number, hover: (place: number | null) 
       y: props.range ? { range: props.range } : { range: (_, low, high) => padded(low, high) },
     },
     axes: [
-      { ...axis, size: 26, gap: 4 },
+      { ...axis, size: 26, gap: 4, ...(props.whole ? { incrs: WHOLE } : {}) },
       { ...axis, size: 44, gap: 4, values: (_, splits) => splits.map((value) => (props.format ?? figure)(value)) },
     ],
     series: [

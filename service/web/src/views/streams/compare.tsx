@@ -31,7 +31,7 @@ export function CompareDialog(props: { stream: string; first: string; second: st
   );
 }
 
-const titleOf = (side: ComparedSide): string => side.name ?? "Now";
+const titleOf = (side: ComparedSide): string => side.name ?? "now";
 
 type TableRow = [title: string, first: string, second: string];
 
@@ -94,7 +94,7 @@ function SideBySide(props: { caption: string; first: string; second: string; row
         <thead><tr><td /><th scope="col" class="number">{props.first}</th><th scope="col" class="number">{props.second}</th></tr></thead>
         <tbody>
           {props.rows.map(([title, one, other]) => (
-            <tr key={title} class={one === other ? "" : "streams-differs"}>
+            <tr key={title} class={one === other || title === "Taken" ? "" : "streams-differs"}>
               <th scope="row">{title}</th><td class="number">{one}</td><td class="number">{other}</td>
             </tr>
           ))}

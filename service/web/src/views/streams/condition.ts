@@ -24,8 +24,8 @@ export const KIND: Record<Name, "ok" | "busy" | "warn" | "bad" | "off"> = {
   learning: "busy", healthy: "ok", new: "off", idle: "off", fixed: "off",
 };
 
-/** Conditions that want somebody to look. */
-export const needsAttention = (condition: Condition): boolean => CONDITIONS.indexOf(condition.name) < CONDITIONS.indexOf("learning");
+/** Conditions that want somebody to look. A shift does not: that is what a stream adapts to. */
+export const needsAttention = (condition: Condition): boolean => CONDITIONS.indexOf(condition.name) < CONDITIONS.indexOf("shifted");
 
 /** Not heard of for so long a stream is idle. */
 const IDLE_S = 300;
@@ -37,7 +37,7 @@ export const SHIFTED = 2.5;
 
 const DONE: Record<string, string> = {
   rollback: "rolled back",
-  reset: "started anew",
+  reset: "reset",
   freeze: "stopped learning",
   skip: "skipped a batch",
   warn: "warned",
@@ -56,6 +56,9 @@ const FOUND: Record<string, string> = {
 
 /** What the guard saw, as the end of a sentence. */
 export const found = (finding: string): string => FOUND[finding] ?? finding;
+
+/** Why the guard did it, with its figures, as the end of a sentence. */
+export const because = ({ finding, reason }: GuardEvent): string => (finding === "harm" ? `${found(finding)}: ${reason}` : reason);
 
 const last = <T>(values: readonly T[] | undefined): T | undefined => values?.at(-1);
 
@@ -92,7 +95,7 @@ function guarded({ guard }: Track, track: number, now: number): Condition | null
   return {
     name: "guarded",
     text: `guarded: ${done(event.action)} ${ago(event.time, now)}`,
-    why: `The guard ${undid(event)} ${ago(event.time, now)}, because ${found(event.finding)}: ${event.reason}.${rest}`,
+    why: `The guard ${undid(event)} ${ago(event.time, now)}, because ${because(event)}.${rest}`,
     since: event.time,
     track,
   };
@@ -110,11 +113,11 @@ function concerned({ guard }: Track, track: number): Condition | null {
   const event = guard.events.findLast(({ finding }) => finding === guard.finding);
   if (!guard.finding || !event || (guard.finding === "changed" && event.action !== "freeze")) return null;
   const skips = event.action === "skip" || event.action === "freeze";
-  const because = `${found(event.finding)}: ${event.reason}`;
+  const reason = because(event);
   return {
     name: skips ? "skipping" : "warned",
     text: skips ? "not learning" : "guard warns",
-    why: skips ? `It is answered but not learned from, because ${because}.` : `The guard warns that ${because}.`,
+    why: skips ? `It is answered but not learned from, because ${reason}.` : `The guard warns that ${reason}.`,
     since: event.time,
     track,
   };

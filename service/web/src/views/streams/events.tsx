@@ -1,7 +1,7 @@
 import { ago, moment } from "../../lib/format.ts";
 import { link } from "../../lib/router.ts";
 import type { GuardEvent, StreamCard } from "../../lib/types.ts";
-import { done, found } from "./condition.ts";
+import { because, done } from "./condition.ts";
 import { keyTitle } from "./parts.tsx";
 
 const SHOWN = 12;
@@ -35,8 +35,7 @@ export function EventLine({ event, now, named = false }: { event: GuardEvent; no
       <time dateTime={new Date(event.time * 1000).toISOString()} title={moment(event.time)}>{ago(event.time, now)}</time>
       <div>
         {named && <><a href={link("streams", event.stream)}>{event.stream}</a> <small>{keyTitle(event.track)}</small> </>}
-        <span><b class={SEVERE.has(event.action) ? "c-bad" : "c-warn"}>{sentenceCase(done(event.action))}</b>: {found(event.finding)}. </span>
-        <small>{event.reason}</small>
+        <span><b class={SEVERE.has(event.action) ? "c-bad" : "c-warn"}>{sentenceCase(done(event.action))}</b>: {because(event)}.</span>
       </div>
     </li>
   );

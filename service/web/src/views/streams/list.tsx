@@ -189,12 +189,15 @@ const Drift = (props: { row: Row; name: "modality_gap" | "uniformity" | "entropy
 
 function Trend({ row, name, label }: { row: Row; name: "modality_gap" | "uniformity" | "entropy_nats" | "shift"; label: string }) {
   const recent = row.track?.recent;
+  const values = recent?.[name] ?? [];
   const target = name === "modality_gap" ? latest(recent?.modality_gap_target) : null;
   return (
     <span class="streams-trend">
-      <Spark values={recent?.[name] ?? []} {...(target !== null && recent?.modality_gap_target ? { target: recent.modality_gap_target } : {})} label={label} width={64} height={26} />
+      {values.filter((value) => value !== null).length > 1 && (
+        <Spark values={values} {...(target !== null && recent?.modality_gap_target ? { target: recent.modality_gap_target } : {})} label={label} width={72} height={24} />
+      )}
       <span class="streams-figure">
-        {latest(recent?.[name]) !== null && figure(latest(recent?.[name]))}
+        {figure(latest(values))}
         {target !== null && <small class="c-target" title="Target">→ {figure(target)}</small>}
       </span>
     </span>

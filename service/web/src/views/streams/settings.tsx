@@ -123,7 +123,7 @@ function SettingField({ control, text, wrong, change }: { control: Control; text
 }
 
 const POLICIES: Record<string, string> = {
-  "": "as the server is set",
+  "": "as set for the server",
   off: "off: measure nothing",
   warn: "warn: only tell",
   freeze: "freeze: stop learning while it lasts",
@@ -149,7 +149,7 @@ function KeepForm({ card }: { card: StreamCard }) {
       event.preventDefault();
       void submit();
     }}>
-      <Select label="When adaptation does harm, the guard goes" value={policy} disabled={busy !== ""}
+      <Select label="Guard" hint="What follows when a batch is unusual, or adaptation does harm." value={policy} disabled={busy !== ""}
         choices={Object.entries(POLICIES).map(([value, label]) => ({ value, label }))} change={(value) => setEdited({ pinned, policy: value })} />
       <label class="streams-check">
         <input type="checkbox" checked={pinned} disabled={busy !== ""} onChange={(event) => setEdited({ policy, pinned: event.currentTarget.checked })} />

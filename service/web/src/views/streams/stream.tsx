@@ -130,7 +130,7 @@ function There({ card }: { card: StreamCard }) {
         <TrackSection key={keyOf(track)} track={track} history={histories[keyOf(track)]!} now={now} group={`${name}-${place}`}
           method={(track.direction === "audio+video->label" ? card.classify?.method : card.method) ?? ""} />
       ))}
-      <div class="columns">
+      <div class="columns streams-bottom">
         <Snapshots card={card} snapshots={snapshots} load={load} />
         <SettingsCard card={card} />
       </div>

@@ -81,7 +81,7 @@ function Plots({ history, track, group }: { history: History; track: Track; grou
         <Strip history={history} />
         <div class="streams-plots">
           {charts.map((chart) => (
-            <Plot key={chart.figure} title={chart.title} hint={chart.hint} x={x} lines={linesOf(chart, history)} marks={marks} group={group} height={150} xLabel="batch" />
+            <Plot key={chart.figure} title={chart.title} hint={chart.hint} x={x} lines={linesOf(chart, history)} marks={marks} group={group} height={140} xLabel="batch" whole />
           ))}
         </div>
         <details class="streams-meaning">
@@ -103,6 +103,9 @@ function linesOf({ title, figure: name, target }: Chart, history: History): Line
   return lines;
 }
 
+/** Cells that the strip has room for, at least. */
+const FEWEST_CELLS = 60;
+
 /** A cell a batch: what became of it. */
 function Strip({ history }: { history: History }) {
   const counts = { applied: 0, skipped: 0, undone: 0 };
@@ -116,7 +119,7 @@ function Strip({ history }: { history: History }) {
         <span class="c-warn">■ {counts.skipped} skipped</span>
         <span class="c-bad">■ {counts.undone} undone</span>
       </p>
-      <svg viewBox={`0 0 ${history.status.length} 1`} preserveAspectRatio="none" role="img" aria-label={words}>
+      <svg viewBox={`0 0 ${Math.max(history.status.length, FEWEST_CELLS)} 1`} preserveAspectRatio="none" role="img" aria-label={words}>
         {history.status.map((status, place) => <rect key={place} class={`streams-${status}`} x={place} y="0" width="0.86" height="1" />)}
       </svg>
     </div>
