@@ -58,7 +58,7 @@ export function Drop(props: { label: string; accept: string; multiple?: boolean;
       onPaste={(event) => take(event.clipboardData?.files)}>
       {props.children}
       <button type="button" class="drop-button" disabled={props.disabled ?? false} onClick={() => input.current?.click()}>{props.label}</button>
-      <input ref={input} type="file" class="unseen" tabIndex={-1} aria-label={props.label} accept={props.accept} multiple={props.multiple ?? false}
+      <input ref={input} type="file" hidden aria-label={props.label} accept={props.accept} multiple={props.multiple ?? false}
         onChange={(event) => {
           take(event.currentTarget.files);
           event.currentTarget.value = "";
