@@ -56,8 +56,10 @@ export function CorruptCard(props: { send: (kind: Modality) => void }) {
   const first = active[0];
   return (
     <section class="card search-corrupt" aria-labelledby="search-corrupt">
-      <h2 id="search-corrupt">Corrupt it</h2>
-      <p class="hint">Make the query worse, as a bad camera or a typist would, and see who still finds the right item.</p>
+      <div class="card-head">
+        <h2 id="search-corrupt">Corrupt it</h2>
+        {first && <button type="button" class="quiet" onClick={() => props.send(first)}>Send a stream …</button>}
+      </div>
       {shown.length === 0 && <p class="muted">There is no query yet.</p>}
       {shown.map((kind) => (
         <div key={kind} class="search-corrupt-fields">
@@ -65,8 +67,7 @@ export function CorruptCard(props: { send: (kind: Modality) => void }) {
         </div>
       ))}
       {degradeTrouble.value && <p role="alert" class="search-trouble">{degradeTrouble.value}</p>}
-      {first && <Degraded />}
-      {first && <button type="button" class="quiet" onClick={() => props.send(first)}>Send a stream of these …</button>}
+      {first ? <Degraded /> : shown.length > 0 && <p class="search-clean">The query is clean. Make it worse, and see who still finds the right item.</p>}
     </section>
   );
 }

@@ -71,7 +71,7 @@ function Choices({ disabled }: { disabled: boolean }) {
         change={(value) => (planned.value = { ...planned.value, [kind.value]: value })} />
       <Select label="How many" value={String(queries.value)} choices={COUNTS.map(String)} disabled={disabled} change={(value) => (queries.value = Number(value))} />
       <Select label="A batch" value={String(batchSize.value)} choices={(sizes.length ? sizes : [most]).map(String)} disabled={disabled} change={(value) => (batchSize.value = Number(value))} />
-      <StreamField label="Stream's name" value={nameOf(streams.value.keys())} change={(name) => (ownName.value = name)} disabled={disabled} />
+      <StreamField label="Stream's name" value={run.value?.phase === "running" ? run.value.plan.stream : nameOf(streams.value.keys())} change={(name) => (ownName.value = name)} disabled={disabled} />
       <Select label="Stream's method" value={method.value} choices={choices} disabled={disabled} change={(value) => (method.value = value)} />
       {method.value === QUICK && <p class="hint search-wide">The fast rate is ours, for short demonstrations: three times that of preset attune, ten times the paper's. In service take <code>attune</code> or <code>tcr_untrain</code>.</p>}
       {card && !twoSided && <p class="hint search-wide">For this, items need both a picture and a text; gallery {card.name} has no such pairs.</p>}
@@ -105,11 +105,10 @@ function Course(props: { run: Run }) {
           {phase === "failed" && <p role="alert" class="search-trouble">Stopped by an error: {trouble}</p>}
           {phase === "running" && <p class="muted">{spaced(plan.corruption?.name ?? "clean")}{plan.corruption ? `, severity ${plan.corruption.severity}` : ""} · {props.run.method}</p>}
           <p class="hint">{learned(batches)}</p>
+          {phase !== "running" && batches.length > 0 && <Afterwards run={props.run} />}
         </div>
-        {phase !== "running" && batches.length > 0 && <Afterwards run={props.run} />}
       </div>
-      <LastSent batch={batches.at(-1)} k={k} plan={plan.kind} />
-      <Plots run={props.run} k={k} />
+      {batches.length > 0 && <Plots run={props.run} k={k} />}
     </div>
   );
 }
@@ -167,9 +166,8 @@ function helped(batches: readonly Batch[]): string {
 
 const SHOWN = 8;
 
-function LastSent(props: { batch: Batch | undefined; k: number; plan: Modality }) {
+function LastSent(props: { batch: Batch; k: number }) {
   const { batch, k } = props;
-  if (!batch) return null;
   const mark = (rank: number | null) => (rank !== null && rank <= k ? "✓" : "✗");
   return (
     <div>
@@ -198,8 +196,11 @@ function Plots(props: { run: Run; k: number }) {
   const common = { x, xLabel: "queries sent", group: GROUP, marks };
   return (
     <div class="search-plots">
-      <Plot {...common} title={`Recall@${props.k}, last ${WINDOW} queries`} height={200} format={(value) => percent(value, 0)}
-        lines={[{ label: "source", values: moving("source"), colour: "source" }, { label: "adapted", values: moving("adapted"), colour: "adapted" }]} />
+      <div class="search-main-plot">
+        <Plot {...common} title={`Recall@${props.k}, last ${WINDOW} queries`} height={220} format={(value) => percent(value, 0)}
+          lines={[{ label: "source", values: moving("source"), colour: "source" }, { label: "adapted", values: moving("adapted"), colour: "adapted" }]} />
+        <LastSent batch={batches.at(-1)!} k={props.k} />
+      </div>
       <div class="search-small-plots">
         <div title="Distance between the middle of the queries and the middle of what they find. Adaptation pulls it to the dashed line, that of source-like queries.">
           <Plot {...common} title="Modality gap" height={150}

@@ -41,5 +41,5 @@ export function MethodSelect() {
     });
     setBusy(false);
   };
-  return <Select key={`${chosen}/${busy}`} label="Method of the stream" value={chosen} choices={shown} disabled={busy} change={(value) => void change(value)} />;
+  return <Select key={`${chosen}/${busy}`} label="Its method" value={chosen} choices={shown} disabled={busy} change={(value) => void change(value)} />;
 }

@@ -21,10 +21,10 @@ export function methodChoices(models: Models | null): MethodChoice[] {
     choices.push({ value: method, label: method, method, settings: {} });
     for (const [preset, settings] of Object.entries(card.presets)) {
       if (Object.keys(settings).length === 0) continue;
-      choices.push({ value: `${method}:${preset}`, label: `${method}, preset ${preset}`, method, settings: { preset } });
+      choices.push({ value: `${method}:${preset}`, label: `${method}, ${preset}`, method, settings: { preset } });
     }
     if (method === "tcr" && card.presets.attune && card.settings.shifted_learning_rate) {
-      choices.push({ value: QUICK, label: "tcr, preset attune, fast (rate 0.003)", method, settings: QUICK_SETTINGS });
+      choices.push({ value: QUICK, label: "tcr, attune, fast rate", method, settings: QUICK_SETTINGS });
     }
   }
   return choices;

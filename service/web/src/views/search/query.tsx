@@ -11,9 +11,9 @@ import { caption, k, loadSamples, mode, picture, samples, samplesTotal, samplesT
 
 const MODES: { value: Mode; label: string }[] = [
   { value: "auto", label: "auto" },
-  { value: "sync", label: "sync: learn, then answer" },
-  { value: "async", label: "async: answer, then learn" },
-  { value: "off", label: "off: source model only" },
+  { value: "sync", label: "sync: learn first" },
+  { value: "async", label: "async: answer first" },
+  { value: "off", label: "off: source only" },
 ];
 
 async function takeFile(file: File): Promise<void> {
@@ -44,8 +44,10 @@ export function QueryCard() {
           }} />
         <button type="submit" class="primary" disabled={!caption.value.trim() && !picture.value}>Search</button>
       </form>
-      <PictureField />
-      <Samples />
+      <div class="search-givers">
+        <PictureField />
+        <Samples />
+      </div>
       <Options />
     </section>
   );
@@ -54,14 +56,14 @@ export function QueryCard() {
 function PictureField() {
   const held = picture.value;
   return (
-    <Drop class="search-drop" label={held ? "Another picture" : "Choose a picture"} accept="image/*" files={([file]) => file && void tell(() => takeFile(file))}>
+    <Drop class="search-drop" label={held ? "Replace" : "Choose a picture"} accept="image/*" files={([file]) => file && void tell(() => takeFile(file))}>
       {held ? (
         <>
           <img src={held.uri} alt="The picture that is asked with" class="search-held" />
-          <span class="search-held-name">{held.name}{caption.value.trim() && <small> together with the words, as one query</small>}</span>
+          <span class="search-held-name"><span>{held.name}</span>{caption.value.trim() && <small>and the words: one query</small>}</span>
           <button type="button" onClick={() => usePicture(null)}>Remove</button>
         </>
-      ) : <span class="muted">Drop or paste a picture here, alone or with words</span>}
+      ) : <span class="muted">Drop or paste a picture, alone or with words</span>}
     </Drop>
   );
 }

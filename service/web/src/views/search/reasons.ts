@@ -7,7 +7,7 @@ type Kind = "ok" | "busy" | "warn" | "bad" | "off";
 const STATUS: Record<Adaptation["status"], { kind: Kind; label: string; meaning: string }> = {
   applied: { kind: "ok", label: "learned", meaning: "The stream learned from this query and answered with what it learned." },
   applying: { kind: "ok", label: "learning", meaning: "The stream learns from this query; the answer left just before the last update." },
-  queued: { kind: "busy", label: "gathered", meaning: "Answered at once; the stream learns from it in the background once a batch is full." },
+  queued: { kind: "busy", label: "gathered", meaning: "Answered at once, learned from in the background" },
   skipped: { kind: "warn", label: "not learned from", meaning: "The stream answered but did not learn from this query" },
   undone: { kind: "bad", label: "taken back", meaning: "What was learned from this query was dropped again" },
   off: { kind: "off", label: "not adapting", meaning: "The stream does not adapt" },
@@ -17,6 +17,5 @@ const STATUS: Record<Adaptation["status"], { kind: Kind; label: string; meaning:
 export function statusOf(adaptation: Adaptation): { kind: Kind; label: string; text: string } {
   const { kind, label, meaning } = STATUS[adaptation.status];
   if (adaptation.status === "applied" || adaptation.status === "applying") return { kind, label, text: meaning };
-  if (adaptation.status === "queued") return { kind, label, text: adaptation.reason ? `${meaning} (${adaptation.reason})` : meaning };
   return { kind, label, text: adaptation.reason ? `${meaning}: ${adaptation.reason}.` : `${meaning}.` };
 }

@@ -27,12 +27,16 @@ export function Results() {
         </div>
       )}
       <div class={`search-columns ${off ? "search-one" : `search-faces-${facing}`}`}>
-        <Column name="source" side={source.value} title="Source model" note="frozen: it never learns">
+        <Column name="source" side={source.value} title="Source model" note="never learns">
+          <div class="search-facts">
+            <p class="row"><Badge kind="off">frozen</Badge><span>{source.value.answer && `source · ${arrows(source.value.answer.adaptation.direction)}`}</span></p>
+            <p class="hint">What the model finds without any adaptation.</p>
+          </div>
           <Hits hits={moves(before, before)} ranked={false} onlyHere={off || !adapted.value.answer ? [] : lost(after, before)} />
         </Column>
         {!off && (
           <Column name="adapted" side={adapted.value} title="Adapted stream" note={stream.value}>
-            {adapted.value.answer && <Facts answer={adapted.value.answer} same={sameOrder(before, after)} />}
+            <div class="search-facts">{adapted.value.answer && <Facts answer={adapted.value.answer} same={sameOrder(before, after)} />}</div>
             <Hits hits={moves(after, before)} ranked={source.value.answer !== null} onlyHere={[]} />
             <Lost hits={source.value.answer ? lost(after, before) : []} before={before} />
           </Column>
@@ -78,21 +82,23 @@ function Column(props: { name: "source" | "adapted"; side: Side; title: string; 
 const timings = ({ timings_ms: all }: RetrieveAnswer): string =>
   (["wait", "encode", "search", "adapt"] as const).map((name) => `${name} ${figure(all[name])} ms`).join(", ");
 
+const arrows = (direction: string): string => direction.replace("->", " → ");
+
 function Facts(props: { answer: RetrieveAnswer; same: boolean }) {
   const { adaptation } = props.answer;
   const status = statusOf(adaptation);
   const untouched = adaptation.state_version === 0;
   return (
-    <div class="search-facts">
+    <>
       <p class="row">
         <Badge kind={status.kind}>{status.label}</Badge>
-        <span>{adaptation.method} · version {adaptation.state_version ?? "–"} · {adaptation.direction.replace("->", " → ")}</span>
+        <span>{adaptation.method} · version {adaptation.state_version ?? "–"} · {arrows(adaptation.direction)}</span>
       </p>
       <p class="hint">
-        {untouched && props.same ? "Nothing learned for such queries yet, so it answers like the source model. " : ""}
+        {untouched && props.same ? "Nothing learned yet, so it agrees with the source. " : ""}
         {status.text}
       </p>
-    </div>
+    </>
   );
 }
 
@@ -102,7 +108,7 @@ function Hits(props: { hits: Moved<Hit>[]; ranked: boolean; onlyHere: Hit[] }) {
   const alone = new Set(props.onlyHere.map((hit) => hit.id));
   const missing = place.truth !== null && !props.hits.some(({ hit }) => hit.id === place.truth);
   return (
-    <>
+    <div class="search-list">
       {props.hits.length === 0 && <p class="empty">The gallery has nothing to show here.</p>}
       <ol class="search-hits">
         {props.hits.map((moved) => (
@@ -110,7 +116,7 @@ function Hits(props: { hits: Moved<Hit>[]; ranked: boolean; onlyHere: Hit[] }) {
         ))}
       </ol>
       {missing && props.hits.length > 0 && <p class="search-missing">The right item, {place.truth}, is not among the first {props.hits.length}.</p>}
-    </>
+    </div>
   );
 }
 
