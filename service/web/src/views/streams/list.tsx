@@ -249,15 +249,15 @@ function CardRow({ row, seen }: { row: Row; seen: string }) {
         <StateBadge condition={condition} />
       </div>
       <p class="hint">{[trackOf(row), methodsOf(card).join(", "), seen].filter(Boolean).join(" · ")}</p>
-      <dl class="streams-facts">
-        <div><dt>Version</dt><dd>{card.version}</dd></div>
-        <div><dt>Batches</dt><dd><Batches card={card} /></dd></div>
-        <div><dt>Waiting</dt><dd><Queue card={card} /></dd></div>
-        <div><dt>Gap</dt><dd><Trend row={row} name="modality_gap" label="Modality gap" /></dd></div>
-        <div><dt>Uniformity</dt><dd><Trend row={row} name="uniformity" label="Uniformity" /></dd></div>
-        <div><dt>Entropy</dt><dd><Trend row={row} name="entropy_nats" label="Entropy" /></dd></div>
-        {latest(track?.recent?.shift) !== null && <div><dt>Shift</dt><dd><Trend row={row} name="shift" label="Shift" /></dd></div>}
-      </dl>
+      <p class="streams-counts"><span>version {card.version}</span> <span><Batches card={card} /> batches</span> <span><Queue card={card} /> waiting</span></p>
+      {track && (track.recent?.at.length ?? 0) > 0 && (
+        <dl class="streams-facts">
+          <div><dt>Modality gap</dt><dd><Trend row={row} name="modality_gap" label="Modality gap" /></dd></div>
+          <div><dt>Uniformity</dt><dd><Trend row={row} name="uniformity" label="Uniformity" /></dd></div>
+          <div><dt>Entropy</dt><dd><Trend row={row} name="entropy_nats" label="Entropy" /></dd></div>
+          <div><dt>Shift</dt><dd><Trend row={row} name="shift" label="Shift" /></dd></div>
+        </dl>
+      )}
     </li>
   ), [card, condition.text, condition.why, track, seen]);
 }
