@@ -63,7 +63,8 @@ MOVEMENT = """() => {
   const part = document.createElement('span');
   part.style.transition = 'opacity 2s';
   document.querySelector('main').append(badge, part);
-  const found = [getComputedStyle(badge, '::before').animationName, getComputedStyle(part).transitionDuration];
+  const { animationName } = getComputedStyle(badge, '::before');
+  const found = [animationName, getComputedStyle(part).transitionDuration];
   badge.remove();
   part.remove();
   return found;
