@@ -170,7 +170,7 @@ class Broadcaster:
             self._wanted.clear()
             pause_s = self._interval_s
             try:
-                seconds = await self._list_streams(max(listener.most for listener in self._listeners))
+                seconds = await self._list_streams(self._wanted_most())
                 pause_s = max(pause_s, STRETCH * seconds)
             except Exception as error:  # the boundary: whoever listens is told, and the next poll may succeed
                 self._show_trouble(error)
@@ -178,6 +178,10 @@ class Broadcaster:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._wanted.wait()
+
+    def _wanted_most(self) -> int:
+        """Of whoever wants most; the last may have left just now."""
+        return max((listener.most for listener in self._listeners), default=1)
 
     async def _list_streams(self, most: int) -> float:
         """-> seconds of a worker's time that it took."""
