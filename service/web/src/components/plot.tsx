@@ -133,7 +133,8 @@ export function Plot(props: PlotProps) {
   useEffect(() => plot.current?.setData(data), [data]);
 
   const format = props.format ?? figure;
-  const place = hovered !== null && hovered < props.x.length ? hovered : props.x.length - 1;
+  const shown = (values: (number | null)[]) =>
+    hovered !== null && hovered < props.x.length ? values[hovered] : values.findLast((value) => value !== null);
   return (
     <figure class="plot" aria-label={summary(props)}>
       <figcaption>
@@ -142,7 +143,7 @@ export function Plot(props: PlotProps) {
           {props.lines.map((line) => (
             <span key={line.label}>
               <i class={`swatch ${line.dashed ? "dashed" : ""} c-${line.colour}`} aria-hidden="true" />
-              {line.label} <b>{format(line.values[place])}</b>
+              {line.label} <b>{format(shown(line.values))}</b>
             </span>
           ))}
         </span>

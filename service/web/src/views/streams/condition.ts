@@ -57,6 +57,9 @@ const FOUND: Record<string, string> = {
 /** What the guard saw, as the end of a sentence. */
 export const found = (finding: string): string => FOUND[finding] ?? finding;
 
+/** How long a track rests: "3 more batches". */
+export const restWords = (batches: number): string => `${batches} more ${batches === 1 ? "batch" : "batches"}`;
+
 /** Why the guard did it, with its figures, as the end of a sentence. */
 export const because = ({ finding, reason }: GuardEvent): string => (finding === "harm" ? `${found(finding)}: ${reason}` : reason);
 
@@ -91,7 +94,7 @@ function guarded({ guard }: Track, track: number, now: number): Condition | null
   if (!event || event.finding === "changed") return null;
   const rests = guard.cooldown_batches > 0;
   if (!rests && now - event.time > REMEMBERED_S) return null;
-  const rest = rests ? ` It rests for ${guard.cooldown_batches} more batches.` : "";
+  const rest = rests ? ` It rests for ${restWords(guard.cooldown_batches)}.` : "";
   return {
     name: "guarded",
     text: `guarded: ${done(event.action)} ${ago(event.time, now)}`,

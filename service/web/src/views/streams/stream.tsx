@@ -8,6 +8,7 @@ import { pythonCall } from "../../lib/snippets.ts";
 import { connection, forget, say, show } from "../../lib/state.ts";
 import type { SnapshotCard, StreamCard } from "../../lib/types.ts";
 import { conditionOf } from "./condition.ts";
+import { batchesOf } from "./order.ts";
 import { Locked, Stale, StateBadge } from "./parts.tsx";
 import { SettingsCard } from "./settings.tsx";
 import { Snapshots, TakeSnapshot } from "./snapshots.tsx";
@@ -73,6 +74,7 @@ function There({ card }: { card: StreamCard }) {
   const now = clock.value;
   const { name } = card;
   const condition = conditionOf(card, now);
+  const { applied, skipped, undone } = batchesOf(card);
   const histories = useHistory(name, card);
   const { snapshots, load } = useSnapshots(name);
   const { busy, run } = useWork();
@@ -114,7 +116,7 @@ function There({ card }: { card: StreamCard }) {
           </div>
           <p class="muted">{condition.why}</p>
           <p class="hint">
-            Version {card.version} · {count(card.batches)} batches · last query {ago(card.last_seen, now)} · made {ago(card.created_at, now)}
+            Version {card.version} · {count(applied + skipped + undone)} batches · last query {ago(card.last_seen, now)} · made {ago(card.created_at, now)}
             {card.waiting ? ` · ${count(card.waiting)} waiting` : ""}{card.pinned ? " · pinned" : ""}
           </p>
         </div>

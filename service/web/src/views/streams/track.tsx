@@ -3,7 +3,7 @@ import { Plot, type Line } from "../../components/plot.tsx";
 import { bytes, count, figure } from "../../lib/format.ts";
 import { config } from "../../lib/state.ts";
 import type { Figure, History, Track } from "../../lib/types.ts";
-import { found, latest } from "./condition.ts";
+import { found, latest, restWords } from "./condition.ts";
 import { EventLine } from "./events.tsx";
 import { marksOf } from "./history.ts";
 import { trackTitle } from "./parts.tsx";
@@ -199,7 +199,7 @@ const sentence = (text: string): string => `${text.charAt(0).toUpperCase()}${tex
 
 function guardWords({ guard }: Track): string {
   const finding = guard.finding ? `In the last batch: ${found(guard.finding)}.` : "Nothing found in the last batch.";
-  const rest = guard.cooldown_batches > 0 ? ` Learns again after ${guard.cooldown_batches} more batches.` : "";
+  const rest = guard.cooldown_batches > 0 ? ` Learns again after ${restWords(guard.cooldown_batches)}.` : "";
   const good = guard.good_version !== null && guard.policy === "rollback" ? ` The last good state is version ${guard.good_version}.` : "";
   return finding + rest + good;
 }
