@@ -14,6 +14,7 @@ from index.base import CalibrationMark
 from service.comparison import FARTHEST, Side, compare
 from service.engine import Engine
 from service.errors import NotFound
+from service.http.schemas import ComparisonShown
 from service.tasks import Tasks
 from service.tracks import Track
 from tests.service.test_engine import ask, pictures, settled_version, texts
@@ -131,7 +132,9 @@ async def test_a_snapshot_is_compared_with_the_stream_and_with_another(engine: E
     await ask(engine, texts(16), adapt="sync", stream="s")
     await settled_version(engine, "s", 3)
     await engine.create_snapshot("s", "two")
-    apart = (await engine.compare_snapshots("s", "one", "two"))["tracks"]
+    whole = await engine.compare_snapshots("s", "one", "two")
+    ComparisonShown.model_validate(whole)  # as it is documented
+    apart = whole["tracks"]
     now = (await engine.compare_snapshots("s", "one"))["tracks"]
     assert apart == now
     assert apart[IMAGES]["distance"] > 0

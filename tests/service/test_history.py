@@ -14,6 +14,7 @@ from torch import Tensor
 from adapters.state import AdaptationState, StateFileError, pack_states, unpack_states
 from service.engine import Engine, running_engine
 from service.history import FIGURES, KEPT, RECENT, History
+from service.http.schemas import HistoryShown
 from service.pipeline import Outcome
 from service.settings import Settings
 from service.stream_files import pack_stream, unpack_stream
@@ -159,6 +160,7 @@ def test_what_it_makes_of_a_forged_state_in_its_place_is_a_refusal() -> None:
 
 async def history_of(engine: Engine, stream: str = "s") -> dict[str, list[Any]]:
     shown = await engine.stream_history(stream)
+    HistoryShown.model_validate(shown)  # as it is documented
     assert shown["stream"] == stream
     columns: dict[str, list[Any]] = shown["tracks"][TRACK]
     return columns

@@ -362,19 +362,28 @@ class FakeEngine:
     async def compare_snapshots(self, stream: str, first: str, second: str | None = None) -> dict[str, Any]:
         self._maybe_fail()
         sides = [self._side(stream, first), self._side(stream, second)]
-        return {"stream": stream, "first": sides[0], "second": sides[1], "tracks": {
-            "demo/text->image": {
-                "in": "both", "first": {"version": 1}, "second": {"version": 2}, "distance": 0.125,
-                "parameters": [{"name": "norm.weight", "size": 4, "distance": 0.125}],
-            }
-        }}  # fmt: skip
+        counts = {"batches": 1, "applied": 1, "skipped": 0, "undone": 0, "memory_size": 0}
+        counts |= {"drift": None, "losses": None, "distance_from_source": 0.5}
+        track = {
+            "in": "both",
+            "first": {"version": 1, **counts},
+            "second": {"version": 2, **counts},
+            "distance": 0.125,
+            "parameters": [{"name": "norm.weight", "size": 4, "distance": 0.125}],
+        }
+        return {
+            "stream": stream, "first": sides[0], "second": sides[1], "tracks": {"demo/text->image": track}
+        }  # fmt: skip
 
     def _side(self, stream: str, snapshot: str | None) -> dict[str, Any]:
         if snapshot is None:
             self._stream(stream)
         else:
             self._card(stream, snapshot)
-        return {"name": snapshot, "version": 1 if snapshot else 2, "method": "tcr"}
+        return {
+            "name": snapshot, "created_at": 1.5, "version": 1 if snapshot else 2, "batches": 1,
+            "method": "tcr", "settings": {}, "classify": None, "calibrations": {},
+        }  # fmt: skip
 
     async def delete_snapshot(self, stream: str, name: str) -> None:
         self._maybe_fail()
