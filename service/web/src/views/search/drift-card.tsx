@@ -171,7 +171,7 @@ function LastSent(props: { batch: Batch; k: number }) {
   const mark = (rank: number | null) => (rank !== null && rank <= k ? "✓" : "✗");
   return (
     <div>
-      <h3>Sent last <small>is the right item among the first {k === 1 ? "one" : k}?</small></h3>
+      <h3>Sent last <small>is the right item {k === 1 ? "first" : `among the first ${k}`}?</small></h3>
       <ul class="search-sent">
         {batch.queries.slice(0, SHOWN).map((query, place) => (
           <li key={batch.ids[place]}>
