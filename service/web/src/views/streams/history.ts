@@ -25,7 +25,8 @@ export function joined(history: History, track: Track): Joined {
   const until = history.at.at(-1) ?? -1;
   const newest = recent.at.at(-1);
   if (newest === undefined) return { history, whole: history.at.length === 0 };
-  if (newest < until && history.at.includes(newest)) return { history, whole: true }; // the card is the older one
+  // Either a snapshot was restored, or the card is the older one: the server knows.
+  if (newest < until) return { history, whole: false };
   // The last that is known must be among the recent ones, else something lies between or it is not the same past.
   const follows = history.at.length === 0 ? recent.at.length < RECENT : recent.at.includes(until);
   if (!follows) return { history, whole: false };
