@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { ApiError } from "../src/lib/api.ts";
 import type { History, Models, RetrieveAnswer, StreamCard } from "../src/lib/types.ts";
 import { everyOne, figuresOf, freshName, movingRecall, order, pauseAfter, send, verdict, type Asks, type Batch, type Plan } from "../src/views/search/drift.ts";
-import { chosenMethod, hasLearned, methodChoices, OWN, QUICK } from "../src/views/search/methods.ts";
+import { chosenMethod, learnedBatches, methodChoices, OWN, QUICK } from "../src/views/search/methods.ts";
 import { statusOf } from "../src/views/search/reasons.ts";
 import { differences } from "../src/views/search/words.ts";
 
@@ -167,9 +167,10 @@ test("methods are offered with their presets, and a stream's own settings are to
   assert.equal(chosenMethod(undefined, choices), null);
 });
 
-test("a stream with a batch or with gathered queries has something to lose", () => {
-  const of = (batches: number, gathered: number) => ({ tracks: [{ batches, gathered }] }) as unknown as StreamCard;
-  assert.deepEqual([of(0, 0), of(1, 0), of(0, 1), undefined].map(hasLearned), [false, true, true, false]);
+test("another method drops what was learned of galleries, not what the classifier learned", () => {
+  const tracks = [{ batches: 2, direction: "image->text" }, { batches: 3, direction: "text->image" }, { batches: 5, direction: "audio+video->label" }];
+  assert.equal(learnedBatches({ tracks } as unknown as StreamCard), 5);
+  assert.equal(learnedBatches(undefined), 0);
 });
 
 test("what happened to a query is said in words, with the reason", () => {

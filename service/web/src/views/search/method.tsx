@@ -1,25 +1,36 @@
 import { useState } from "preact/hooks";
 import { confirmed } from "../../components/dialog.tsx";
 import { Select } from "../../components/fields.tsx";
-import { part, put } from "../../lib/api.ts";
+import { ApiError, get, part, put } from "../../lib/api.ts";
 import { pythonCall } from "../../lib/snippets.ts";
 import { models, say, show, stream, streams, tell } from "../../lib/state.ts";
 import type { StreamCard } from "../../lib/types.ts";
-import { chosenMethod, hasLearned, methodChoices, OWN, type MethodChoice } from "./methods.ts";
+import { chosenMethod, learnedBatches, methodChoices, OWN, type MethodChoice } from "./methods.ts";
 import { search } from "./state.ts";
 
 /** Give a stream another method; asks first where that drops something. False: it was not done. */
 export async function configure(name: string, choice: MethodChoice, signal?: AbortSignal): Promise<boolean> {
-  const card = streams.value.get(name);
+  const card = await described(name, signal);
   if (chosenMethod(card, [choice]) === choice.value) return true;
-  if (hasLearned(card)) {
-    const text = `Stream "${name}" has learned from ${card!.batches} batches. With another method or other settings it starts again from the source model.`;
+  const batches = learnedBatches(card);
+  if (batches > 0) {
+    const text = `Stream "${name}" has seen ${batches === 1 ? "a batch" : `${batches} batches`} of queries. With another method or other settings it starts again from the source model.`;
     if (!(await confirmed("Drop what was learned?", text, "Change the method"))) return false;
   }
   const body = { method: choice.method, settings: choice.settings };
   const python = pythonCall("client.configure_stream", [name], body);
   show(await put<StreamCard>(`/admin/streams/${part(name)}`, body, { remember: true, python, signal }));
   return true;
+}
+
+/** As it is now: what the page shows may be a second old. */
+async function described(name: string, signal?: AbortSignal): Promise<StreamCard | undefined> {
+  try {
+    return await get<StreamCard>(`/admin/streams/${part(name)}`, { signal });
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 404) return undefined;
+    throw error;
+  }
 }
 
 /** The method of the stream that is searched with. */

@@ -39,7 +39,8 @@ export function chosenMethod(card: Pick<StreamCard, "method" | "settings"> | und
 
 const sorted = (settings: Record<string, Json>): string => JSON.stringify(Object.entries(settings).sort());
 
-/** Whether another method would drop something. */
-export function hasLearned(card: StreamCard | undefined): boolean {
-  return (card?.tracks ?? []).some((track) => track.batches > 0 || track.gathered > 0);
+/** Batches whose lessons another method for retrieval would drop; the classifier has a method of its own. */
+export function learnedBatches(card: StreamCard | undefined): number {
+  const tracks = (card?.tracks ?? []).filter((track) => !track.direction.endsWith("->label"));
+  return tracks.reduce((sum, track) => sum + track.batches, 0);
 }
