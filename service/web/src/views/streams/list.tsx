@@ -242,6 +242,7 @@ function Cards({ rows, now }: { rows: Row[]; now: number }) {
 
 function CardRow({ row, seen }: { row: Row; seen: string }) {
   const { card, condition, track } = row;
+  const { applied, skipped, undone } = batchesOf(card);
   return useMemo(() => (
     <li>
       <div class="row spread">
@@ -249,7 +250,14 @@ function CardRow({ row, seen }: { row: Row; seen: string }) {
         <StateBadge condition={condition} />
       </div>
       <p class="hint">{[trackOf(row), methodsOf(card).join(", "), seen].filter(Boolean).join(" · ")}</p>
-      <p class="streams-counts"><span>version {card.version}</span> <span><Batches card={card} /> batches</span> <span><Queue card={card} /> waiting</span></p>
+      <p class="streams-counts">
+        <span>version {card.version}</span>
+        <span>{count(applied)} learned from</span>
+        {skipped > 0 && <span class="c-warn">{count(skipped)} skipped</span>}
+        {undone > 0 && <span class="c-bad">{count(undone)} undone</span>}
+        <span>{card.waiting ?? "–"} waiting</span>
+        {gatheredOf(card) > 0 && <span>{count(gatheredOf(card))} gathered</span>}
+      </p>
       {track && (track.recent?.at.length ?? 0) > 0 && (
         <dl class="streams-facts">
           <div><dt>Modality gap</dt><dd><Trend row={row} name="modality_gap" label="Modality gap" /></dd></div>

@@ -154,7 +154,7 @@ export function TakeSnapshot(props: { stream: string; taken: () => void; close: 
         void take();
       }}>
         <Field label="Name" hint={NAME_HINT}>
-          <input type="text" value={name} maxLength={64} pattern={NAME} autocomplete="off" spellcheck={false} onInput={(event) => setName(event.currentTarget.value)} />
+          <input type="text" autofocus value={name} maxLength={64} pattern={NAME} autocomplete="off" spellcheck={false} onInput={(event) => setName(event.currentTarget.value)} />
         </Field>
         <Field label="Note" hint="A line for people, such as “before the new cameras”.">
           <input type="text" value={note} maxLength={1000} onInput={(event) => setNote(event.currentTarget.value)} />

@@ -1,6 +1,6 @@
 import { useMemo } from "preact/hooks";
 import { Plot, type Line } from "../../components/plot.tsx";
-import { bytes, count, figure } from "../../lib/format.ts";
+import { bytes, count, figure, moment } from "../../lib/format.ts";
 import { config } from "../../lib/state.ts";
 import type { Figure, History, Track } from "../../lib/types.ts";
 import { found, latest, restWords } from "./condition.ts";
@@ -120,7 +120,7 @@ function Strip({ history }: { history: History }) {
         <span class="c-bad">■ {counts.undone} undone</span>
       </p>
       <svg viewBox={`0 0 ${Math.max(history.status.length, FEWEST_CELLS)} 1`} preserveAspectRatio="none" role="img" aria-label={words}>
-        {history.status.map((status, place) => <rect key={place} class={`streams-${status}`} x={place} y="0" width="0.86" height="1" />)}
+        {history.status.map((status, place) => <rect key={place} class={`streams-${status}`} x={place} y="0" width="0.86" height="1"><title>{`Batch ${history.batch?.[place] ?? place + 1} ${STATUS[status]}, ${moment(history.at[place]!)}`}</title></rect>)}
       </svg>
     </div>
   );
