@@ -147,6 +147,8 @@ export interface ClassifyAnswer {
     entropy_nats: number;
     missing: string[];
     completed_by: string | null;
+    /** 0 to 1; only where a calibration can tell. */
+    novelty?: number | null;
   }[];
   adaptation: Adaptation;
   timings_ms: Timings;

@@ -1,3 +1,29 @@
+import "./classify.css";
+import { useEffect } from "preact/hooks";
+import { config, models } from "../../lib/state.ts";
+import { AnswerCard } from "./answer.tsx";
+import { StreamNames } from "./parts.tsx";
+import { RunCard } from "./run-card.tsx";
+import { SampleCard } from "./sample.tsx";
+import { corruptions, loadCorruptions } from "./state.ts";
+
 export function ClassifyView() {
-  return <h1>Classify</h1>;
+  useEffect(() => {
+    if (!corruptions.value) void loadCorruptions();
+  }, []);
+  const clips = config.value?.demo.clips && models.value?.classifier;
+  return (
+    <div class="stack">
+      <div>
+        <h1>Classify</h1>
+        <p class="muted classify-lead">What is heard and seen? The frozen source model answers beside a stream that learns from its samples while it serves.</p>
+      </div>
+      <div class="classify-top">
+        <SampleCard />
+        <AnswerCard />
+      </div>
+      {clips && <RunCard />}
+      <StreamNames />
+    </div>
+  );
 }
