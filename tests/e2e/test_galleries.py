@@ -220,3 +220,24 @@ def test_what_is_not_there_is_said(page: Page) -> None:
     expect(page.get_by_role("status").filter(has_text="There is no gallery “nowhere”")).to_be_visible()
     page.get_by_role("link", name="Back to all galleries").click()
     expect(page.get_by_role("heading", level=1, name="Galleries")).to_be_visible()
+
+
+def test_the_name_of_a_large_gallery_is_typed_before_it_is_deleted(page: Page, gallery: str) -> None:
+    def grown(route: Route) -> None:
+        body = route.fetch().json()
+        for card in body["galleries"]:
+            card["items"] += 2000 * (card["name"] == gallery)
+        route.fulfill(json=body)
+
+    page.route(re.compile("/galleries$"), grown)
+    page.goto("/#/galleries")
+    page.reload()
+    page.get_by_role("button", name=f"Delete {gallery}").click()
+    dialog = page.get_by_role("dialog", name=f"Delete {gallery}?")
+    expect(dialog).to_contain_text("Its 2,000 items go with it")
+    button = dialog.get_by_role("button", name="Delete 2,000 items")
+    dialog.get_by_role("textbox").fill(gallery[:-1])
+    expect(button).to_be_disabled()
+    dialog.get_by_role("textbox").fill(gallery)
+    button.click()
+    expect(page.get_by_role("heading", name=gallery)).to_have_count(0)

@@ -185,7 +185,11 @@ function Running({ job: now }: { job: Job }) {
   }
   return (
     <div class="galleries-after stack">
-      <h3 ref={heading} tabIndex={-1}>{outcome(report)}</h3>
+      <div class="row">
+        <h3 ref={heading} tabIndex={-1}>{outcome(report)}</h3>
+        {again.length > 0 && <button type="button" onClick={() => void begin(now.gallery, again)}>{report.failed.length > 0 ? "Retry the failed" : "Send the rest"}</button>}
+        <button type="button" class="quiet" onClick={() => (job.value = null)}>Dismiss</button>
+      </div>
       {report.failed.length > 0 && (
         <div class="scroll galleries-entries" tabIndex={0} role="region" aria-label="What failed">
           <table>
@@ -198,10 +202,6 @@ function Running({ job: now }: { job: Job }) {
           </table>
         </div>
       )}
-      <div class="row">
-        {again.length > 0 && <button type="button" onClick={() => void begin(now.gallery, again)}>{report.failed.length > 0 ? "Retry the failed" : "Send the rest"}</button>}
-        <button type="button" class="quiet" onClick={() => (job.value = null)}>Dismiss</button>
-      </div>
     </div>
   );
 }
