@@ -1,8 +1,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { ApiError } from "../src/lib/api.ts";
+import { everyOne, pauseAfter } from "../src/lib/patience.ts";
 import type { History, Models, RetrieveAnswer, StreamCard } from "../src/lib/types.ts";
-import { everyOne, figuresOf, freshName, movingRecall, order, pauseAfter, send, verdict, type Asks, type Batch, type Plan } from "../src/views/search/drift.ts";
+import { figuresOf, freshName, movingRecall, order, send, verdict, type Asks, type Batch, type Plan } from "../src/views/search/drift.ts";
 import { chosenMethod, learnedBatches, methodChoices, OWN, QUICK } from "../src/views/search/methods.ts";
 import { statusOf } from "../src/views/search/reasons.ts";
 import { differences } from "../src/views/search/words.ts";

@@ -1,7 +1,7 @@
 // A bounded stream of corrupted queries of which the truth is known: what is sent, and what comes of it.
 
-import { ApiError } from "../../lib/api.ts";
 import { percent } from "../../lib/format.ts";
+import { everyOne, patiently } from "../../lib/patience.ts";
 import { recall } from "../../lib/ranks.ts";
 import type { Hit, History, Json, Modality, RetrieveAnswer, StreamCard } from "../../lib/types.ts";
 
@@ -56,8 +56,6 @@ export interface Asks {
 }
 
 const K = 10;
-const MOST_TRIES = 6;
-const LONGEST_WAIT_S = 60;
 const PICTURES_AT_ONCE = 8;
 
 export const other = (kind: Modality): Modality => (kind === "image" ? "text" : "image");
@@ -90,36 +88,16 @@ function shuffled(ids: readonly string[], seed: number): string[] {
   return mixed;
 }
 
-/** Seconds until a request that failed is worth another try; null: it is not. */
-export function pauseAfter(error: unknown, tries: number): number | null {
-  if (!(error instanceof ApiError) || ![0, 429, 503].includes(error.status) || tries >= MOST_TRIES) return null;
-  return Math.min(LONGEST_WAIT_S, error.retryAfterSeconds ?? 0.5 * 2 ** tries);
-}
-
-async function patiently<T>(asks: Asks, signal: AbortSignal, work: () => Promise<T>): Promise<T> {
-  for (let tries = 0; ; tries++) {
-    try {
-      return await work();
-    } catch (error) {
-      const pause = signal.aborted ? null : pauseAfter(error, tries);
-      if (pause === null) throw error;
-      asks.waiting(`${(error as ApiError).message}; trying again`);
-      await asks.sleep(pause * 1000, signal);
-      asks.waiting("");
-    }
-  }
-}
-
 /** Send the plan's queries, batch after batch. Ends when all are sent; raises what cannot be waited out. */
 export async function* send(plan: Plan, ids: readonly string[], asks: Asks, signal: AbortSignal): AsyncGenerator<Batch> {
   const wanted = order(ids, plan.queries, plan.seed);
+  const tried = <T>(work: () => Promise<T>) => patiently(work, signal, asks.waiting, asks.sleep);
   for (let start = 0; start < wanted.length; start += plan.batch) {
     const batch = wanted.slice(start, start + plan.batch);
-    const clean = await everyOne(batch, PICTURES_AT_ONCE, (id) => patiently(asks, signal, () => asks.clean(id, plan.kind, signal)));
-    const queries = await corrupted(plan, clean, start, asks, signal);
+    const clean = await everyOne(batch, PICTURES_AT_ONCE, (id) => tried(() => asks.clean(id, plan.kind, signal)));
+    const queries = await tried(() => corrupted(plan, clean, start, asks, signal));
     const ask = (options: Record<string, Json>) =>
-      patiently(asks, signal, () =>
-        asks.post<RetrieveAnswer>("/retrieve", { queries: queries as Json, gallery: plan.gallery, target: other(plan.kind), k: K, ...options }, signal));
+      tried(() => asks.post<RetrieveAnswer>("/retrieve", { queries: queries as Json, gallery: plan.gallery, target: other(plan.kind), k: K, ...options }, signal));
     const [source, adapted] = await Promise.all([ask({ adapt: "off" }), ask({ adapt: "sync", stream: plan.stream })]);
     const { status, reason, state_version: version } = adapted.adaptation;
     yield { ids: batch, queries, source: ranksOf(batch, source), adapted: ranksOf(batch, adapted), status, reason, version };
@@ -131,7 +109,7 @@ async function corrupted(plan: Plan, clean: Query[], start: number, asks: Asks, 
   const { name, severity } = plan.corruption;
   // Another seed for each batch: an item that comes again is noisy in another way.
   const body = { corruption: name, severity, seed: plan.seed + start, queries: clean as Json };
-  return (await patiently(asks, signal, () => asks.post<{ queries: Query[] }>("/corruptions", body, signal))).queries;
+  return (await asks.post<{ queries: Query[] }>("/corruptions", body, signal)).queries;
 }
 
 const ranksOf = (ids: readonly string[], answer: RetrieveAnswer): Ranks =>
@@ -140,17 +118,6 @@ const ranksOf = (ids: readonly string[], answer: RetrieveAnswer): Ranks =>
 export function rankOf(id: string, hits: readonly Pick<Hit, "id">[]): number | null {
   const place = hits.findIndex((hit) => hit.id === id);
   return place < 0 ? null : place + 1;
-}
-
-/** Answers in the order of `values`; at most `most` are worked on at a time. */
-export async function everyOne<T, R>(values: readonly T[], most: number, work: (value: T) => Promise<R>): Promise<R[]> {
-  const made = new Array<R>(values.length);
-  let next = 0;
-  const worker = async () => {
-    for (let place = next++; place < values.length; place = next++) made[place] = await work(values[place]!);
-  };
-  await Promise.all(Array.from({ length: Math.min(most, values.length) }, worker));
-  return made;
 }
 
 /** Recall after each batch, over that batch and those before it until they are `queries` together. */

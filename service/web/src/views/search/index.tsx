@@ -1,12 +1,12 @@
 import "./search.css";
 import { useEffect } from "preact/hooks";
-import { gallery } from "../../lib/state.ts";
+import { gallery, searchFor } from "../../lib/state.ts";
 import type { Modality } from "../../lib/types.ts";
 import { CorruptCard } from "./corrupt.tsx";
 import { DriftCard } from "./drift-card.tsx";
 import { QueryCard, StreamNames } from "./query.tsx";
 import { Results } from "./results.tsx";
-import { kind, planned, run } from "./run.ts";
+import { kind, planned, run, startTrouble } from "./run.ts";
 import { corruption, corruptions, enterGallery, loadCorruptions } from "./state.ts";
 
 /** Take what is done to the query for the stream, and go there. */
@@ -22,8 +22,9 @@ function sendSuch(of: Modality): void {
 export function SearchView() {
   const name = gallery.value;
   useEffect(() => {
+    startTrouble.value = "";
     if (name) void enterGallery();
-  }, [name]);
+  }, [name, searchFor.value]);
   useEffect(() => {
     if (!corruptions.value) void loadCorruptions();
   }, []);

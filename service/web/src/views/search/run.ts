@@ -2,6 +2,7 @@
 
 import { signal } from "@preact/signals";
 import { get, part, post } from "../../lib/api.ts";
+import { pause } from "../../lib/patience.ts";
 import { loadPicture } from "../../lib/pictures.ts";
 import { gallery, messageOf, show } from "../../lib/state.ts";
 import type { Item, ItemPage, Modality, StreamCard } from "../../lib/types.ts";
@@ -68,19 +69,6 @@ async function usableItems(plan: Plan, signal: AbortSignal): Promise<Item[]> {
   }
   return found;
 }
-
-const pause = (milliseconds: number, signal: AbortSignal): Promise<void> =>
-  new Promise((resolve, reject) => {
-    const end = () => {
-      window.clearTimeout(timer);
-      reject(new DOMException("stopped", "AbortError"));
-    };
-    const timer = window.setTimeout(() => {
-      signal.removeEventListener("abort", end);
-      resolve();
-    }, milliseconds);
-    signal.addEventListener("abort", end, { once: true });
-  });
 
 function change(next: Partial<Run>): void {
   if (run.value) run.value = { ...run.value, ...next };

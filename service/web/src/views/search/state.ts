@@ -4,7 +4,7 @@ import { computed, signal } from "@preact/signals";
 import { ApiError, get, part, post } from "../../lib/api.ts";
 import { loadPicture } from "../../lib/pictures.ts";
 import { pythonCall } from "../../lib/snippets.ts";
-import { gallery, galleries, messageOf, stream } from "../../lib/state.ts";
+import { gallery, galleries, messageOf, searchFor, stream, tell } from "../../lib/state.ts";
 import type { Corruptions, Hit, Item, ItemPage, Json, Modality, Mode, RetrieveAnswer, Target } from "../../lib/types.ts";
 import type { Corruption, Query } from "./drift.ts";
 
@@ -255,21 +255,45 @@ export async function loadSamples(where: "start" | "next" | "anywhere"): Promise
 
 /** Show the gallery's own items; where the query was one of another gallery, or none, take one of this. */
 export async function enterGallery(): Promise<void> {
-  if (sampled === gallery.value) return;
-  sampled = gallery.value;
-  target.value = "auto";
-  await loadSamples("start");
+  const handed = searchFor.value;
+  searchFor.value = null;
+  const entered = sampled !== gallery.value;
+  if (entered) {
+    sampled = gallery.value;
+    target.value = "auto";
+    await loadSamples("start");
+  }
+  if (handed) await tell(() => useHanded(handed));
+  else if (entered) await useFirst();
+}
+
+async function useFirst(): Promise<void> {
   const untouched = kinds.value.length === 0 || truth.value !== null;
   const first = samples.value.find((item) => item.text) ?? samples.value.find((item) => item.preview);
-  if (!untouched) changed();
-  else if (first) await useSample(first, first.text ? "words" : "picture");
-  else {
+  if (untouched && first) {
+    await useSample(first, first.text ? "words" : "picture");
+    return;
+  }
+  if (untouched) {
     caption.value = "";
     picture.value = null;
     truth.value = null;
-    changed();
   }
+  changed();
 }
+
+async function useHanded(handed: { text: string | null; picture: string | null }): Promise<void> {
+  picture.value = handed.picture ? { uri: await loadPicture(handed.picture), name: "item.webp" } : null;
+  caption.value = handed.text ?? "";
+  truth.value = handed.picture ? itemOf(handed.picture) : null;
+  changed();
+}
+
+/** Whose preview this path is. */
+const itemOf = (path: string): string | null => {
+  const id = /\/previews\/([^?]+)/.exec(path)?.[1];
+  return id === undefined ? null : decodeURIComponent(id);
+};
 
 // What hits are called ---------------------------------------------------------------------------------------------
 
