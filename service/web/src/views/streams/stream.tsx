@@ -5,7 +5,7 @@ import { get, part, post, remove } from "../../lib/api.ts";
 import { ago, count } from "../../lib/format.ts";
 import { go, link } from "../../lib/router.ts";
 import { pythonCall } from "../../lib/snippets.ts";
-import { connection, forget, say, show } from "../../lib/state.ts";
+import { connection, forget, say, show, tell } from "../../lib/state.ts";
 import type { SnapshotCard, StreamCard } from "../../lib/types.ts";
 import { conditionOf } from "./condition.ts";
 import { batchesOf } from "./order.ts";
@@ -90,11 +90,13 @@ function There({ card }: { card: StreamCard }) {
       say(`“${name}” goes on from the source model`);
     });
   };
-  const discard = () =>
-    run("delete", async () => {
-      const held = (await load()).length;
-      const also = held > 0 ? ` and its ${held === 1 ? "snapshot" : `${held} snapshots`}` : "";
-      if (!(await confirmed(`Delete “${name}”${also}?`, `What it has learned, its settings${also ? `${also},` : ""} are deleted. This cannot be taken back.`, held > 0 ? "Delete it all" : "Delete"))) return;
+  const discard = async () => {
+    let held = 0;
+    if (!(await tell(async () => (held = (await load()).length)))) return;
+    const also = held > 0 ? ` and its ${held === 1 ? "snapshot" : `${held} snapshots`}` : "";
+    const text = `What it has learned and its settings are deleted${held > 0 ? ", and so are its snapshots" : ""}. This cannot be taken back.`;
+    if (!(await confirmed(`Delete “${name}”${also}?`, text, held > 0 ? "Delete it all" : "Delete"))) return;
+    await run("delete", async () => {
       await remove(`${path}${held > 0 ? "?force=true" : ""}`, {
         remember: true,
         python: pythonCall("client.delete_stream", [name], { force: held > 0 ? true : undefined }),
@@ -103,6 +105,7 @@ function There({ card }: { card: StreamCard }) {
       say(`“${name}” is deleted`);
       go("streams");
     });
+  };
 
   return (
     <div class="stack">
