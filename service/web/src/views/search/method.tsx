@@ -35,7 +35,8 @@ async function described(name: string, signal?: AbortSignal): Promise<StreamCard
 
 /** The method of the stream that is searched with. */
 export function MethodSelect() {
-  const [busy, setBusy] = useState(false);
+  /** What was chosen, until the server has it or the person would rather not. */
+  const [wanted, setWanted] = useState<string | null>(null);
   const choices = methodChoices(models.value);
   const card = streams.value.get(stream.value);
   const usual = models.value?.default_method ?? "";
@@ -43,14 +44,14 @@ export function MethodSelect() {
   const shown = chosen === OWN ? [...choices, { value: OWN, label: `${card!.method}, own settings` }] : choices;
   const change = async (value: string) => {
     const choice = choices.find((one) => one.value === value);
-    if (!choice) return;
-    setBusy(true);
+    if (!choice || wanted !== null) return;
+    setWanted(value);
     await tell(async () => {
       if (!(await configure(stream.value, choice))) return;
       say(`Stream ${stream.value} adapts with ${choice.label} now`);
       void search();
     });
-    setBusy(false);
+    setWanted(null);
   };
-  return <Select key={`${chosen}/${busy}`} label="Its method" value={chosen} choices={shown} disabled={busy} change={(value) => void change(value)} />;
+  return <Select label="Its method" value={wanted ?? chosen} choices={shown} change={(value) => void change(value)} />;
 }
