@@ -17,18 +17,23 @@ import httpx
 
 @contextmanager
 def running_server(
-    *, encoder: str = "demo", url: str | None = None, start_s: float = 120, **settings: object
+    *,
+    encoder: str = "demo",
+    url: str | None = None,
+    port: int | None = None,
+    start_s: float = 120,
+    **settings: object,
 ) -> Iterator[str]:
     """The address of a server that is ready: `url` if given, else a new process of `attune serve`.
 
-    `settings` become ATTUNE_ variables. Raises RuntimeError with the server's last words if it does not
-    start.
+    It listens on `port`, or a free one; `settings` become ATTUNE_ variables. Raises RuntimeError with the
+    server's last words if it does not start.
     """
     if url is not None:
         yield url
         return
     with tempfile.TemporaryDirectory(prefix="attune-bench-") as folder:
-        port = free_port()
+        port = port or free_port()
         log = Path(folder) / "server.log"
         values = {"encoder": encoder, "port": port, "data_folder": f"{folder}/data", **settings}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ATTUNE_")}

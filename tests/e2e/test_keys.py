@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-import benchmarks.server
 from attune import Client
+from benchmarks.server import free_port, running_server
 from demo.scenes import scenes
 
 KEY = "correct-horse-battery"
@@ -22,19 +22,17 @@ class Server:
     """One address and one data folder, whoever serves them."""
 
     def __init__(self, folder: Path) -> None:
-        self.port = benchmarks.server.free_port()
+        self.port = free_port()
         self.folder = folder
         self.address = f"http://127.0.0.1:{self.port}"
         self._running = ExitStack()
 
     def start(self) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(benchmarks.server, "free_port", lambda: self.port)
-            settings: dict[str, Any] = {"admin_key": KEY, "data_folder": self.folder, "classifier": ""}
-            if built := os.environ.get("ATTUNE_CONSOLE_FOLDER"):  # of whoever works on the page
-                settings["console_folder"] = built
-            started = benchmarks.server.running_server(demo_gallery_items=32, torch_threads=1, **settings)
-            self._running.enter_context(started)
+        settings: dict[str, Any] = {"admin_key": KEY, "data_folder": self.folder, "classifier": ""}
+        if built := os.environ.get("ATTUNE_CONSOLE_FOLDER"):  # of whoever works on the page
+            settings["console_folder"] = built
+        started = running_server(port=self.port, demo_gallery_items=32, torch_threads=1, **settings)
+        self._running.enter_context(started)
 
     def stop(self) -> None:
         self._running.close()

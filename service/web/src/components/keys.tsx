@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 import { keys, wantedKey } from "../lib/api.ts";
-import { config } from "../lib/state.ts";
+import { config, loadGalleries, tell, unlock } from "../lib/state.ts";
 import { Dialog } from "./dialog.tsx";
 
 const NAMES = { admin: "Admin key", api: "API key" } as const;
@@ -42,11 +42,9 @@ export function KeyDialog() {
 export function KeyButton() {
   const server = config.value?.keys;
   if (!server?.admin && !server?.api) return null;
-  const kind = server.admin ? "admin" : "api";
   const held = keys.value.admin !== "" || keys.value.api !== "";
-  const ask = () => {
-    wantedKey.value = { kind, why: "This server wants a key for some of what the page does.", answer: () => undefined };
-  };
+  // A request that needs the key asks for it, and asks again while it is wrong.
+  const ask = () => void (server.admin ? unlock() : tell(loadGalleries));
   return (
     <button type="button" class={`key ${held ? "held" : ""}`} onClick={() => (held ? (keys.value = { admin: "", api: "" }) : ask())}>
       {held ? "Forget key" : "Key …"}
