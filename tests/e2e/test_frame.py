@@ -220,7 +220,7 @@ def test_what_the_page_did_can_be_copied_by_keyboard(page: Page) -> None:
         assert page.evaluate(
             "document.activeElement === document.body || document.activeElement.closest('dialog') !== null"
         )
-    dialog.get_by_role("radio", name="Python").check(force=True)
+    dialog.get_by_role("radio", name="curl").press("ArrowRight")
     expect(dialog).to_contain_text('client.create_gallery("copied"')
     dialog.get_by_role("button", name="Copy").click()
     assert 'client.create_gallery("copied"' in page.evaluate("navigator.clipboard.readText()")
