@@ -213,6 +213,8 @@ def test_a_large_gallery_is_looked_through_page_by_page(page: Page) -> None:
     page.get_by_role("button", name="Open gallery-000100").click()
     page.get_by_role("dialog").get_by_role("button", name="Search with this").click()
     expect(page.get_by_role("heading", level=1, name="Search")).to_be_visible()
+    expect(page.get_by_role("button", name="Remove")).to_be_visible()
+    expect(page.get_by_role("region", name="Results")).to_contain_text("gallery-000")
 
 
 def test_what_is_not_there_is_said(page: Page) -> None:
