@@ -8,7 +8,7 @@ import { entropies, movingAccuracy, score, share, SIDES, type Side } from "./cou
 import { rowsOf, type Row } from "./labels.ts";
 import { chosenMethod, configure, methodChoices, OWN } from "./methods.ts";
 import { StreamField } from "./parts.tsx";
-import { askSoon, asTexts, going, hasClassifier, labelsWrong, mode, ownLabels, sequence, shown, sides, template, top, trouble, zeroShot, type Answered } from "./state.ts";
+import { askSoon, asTexts, going, hasClassifier, labelsWrong, mode, ownLabels, sequence, shown, sides, template, top, trouble, useOwnLabels, zeroShot, type Answered } from "./state.ts";
 import { completion, lacked, novelty, statusOf } from "./words.ts";
 
 /** What both models say. */
@@ -19,10 +19,7 @@ export function AnswerCard() {
         <h2 id="classify-answer">Answer</h2>
         {hasClassifier.value && (
           <Segments label="Labels" value={zeroShot.value ? "own" : "model"} choices={[{ value: "model", label: "The model's labels" }, { value: "own", label: "My labels" }]}
-            change={(value) => {
-              zeroShot.value = value === "own";
-              void askSoon();
-            }} />
+            change={(value) => useOwnLabels(value === "own")} />
         )}
       </div>
       {asTexts.value && <OwnLabels />}

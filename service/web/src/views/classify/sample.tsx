@@ -4,26 +4,33 @@ import { Segments } from "../../components/fields.tsx";
 import { Preview } from "../../components/preview.tsx";
 import { words as spaced } from "../../lib/format.ts";
 import { prepared, save } from "../../lib/pictures.ts";
-import { config, models, tell } from "../../lib/state.ts";
+import { config, gallery, models, tell } from "../../lib/state.ts";
 import { whyNever } from "./devices.ts";
 import { CorruptionFields, Hear, Wave } from "./parts.tsx";
 import type { Medium } from "./run.ts";
 import { bytesOf, heardSeconds, preparedSound } from "./sound.ts";
 import {
   askSoon, asTexts, capture, choose, clips, CLIPS, clipsStart, clipsTrouble, corrupting, corruption, corruptionsTrouble, deviceTroubles, dropped, fileName, from,
-  going, goLive, hasClassifier, loadClips, loadCorruptions, opening, playClips, sample, sampleOf, sent, sequence, stopLive, stopSequence, waiting, wanted, type From, type Sample,
+  going, goLive, hasClassifier, loadClips, loadCorruptions, loadPictures, opening, pictures, picturesStart, picturesTrouble, playClips, sample, sampleOf, sampleOfItem, sent, sequence, stopLive, stopSequence, waiting, wanted, type From, type Sample,
 } from "./state.ts";
 
 const SOURCES: { value: From; label: string }[] = [
   { value: "clips", label: "Demo clips" },
+  { value: "pictures", label: "Gallery" },
   { value: "files", label: "Files" },
   { value: "live", label: "Camera & mic" },
 ];
 
+/** Demo clips are for the classifier, pictures of the gallery for labels as texts. */
+function offered(value: From): boolean {
+  if (value === "clips") return !asTexts.value && Boolean(config.value?.demo.clips);
+  return value !== "pictures" || (asTexts.value && gallery.value !== "");
+}
+
 /** What is asked about, and what is done to it before. */
 export function SampleCard() {
-  const choices = SOURCES.filter((one) => one.value !== "clips" || config.value?.demo.clips);
-  const shown = choices.some((one) => one.value === from.value) ? from.value : "files";
+  const choices = SOURCES.filter((one) => offered(one.value));
+  const shown = choices.some((one) => one.value === from.value) ? from.value : choices[0]!.value;
   return (
     <section class="card classify-sample" aria-labelledby="classify-sample">
       <div class="card-head">
@@ -36,6 +43,7 @@ export function SampleCard() {
           }} />
       </div>
       {shown === "clips" && <Clips />}
+      {shown === "pictures" && <Pictures />}
       {shown === "files" && <Files />}
       {shown === "live" && <Live />}
       <Halves />
@@ -75,6 +83,30 @@ function Clips() {
         <button type="button" disabled={playing} onClick={() => void loadClips(clipsStart.value + CLIPS)}>Other clips</button>
         {waiting.value && <small>{waiting.value}</small>}
       </div>
+    </div>
+  );
+}
+
+function Pictures() {
+  const name = gallery.value;
+  useEffect(() => void loadPictures(0), [name]);
+  if (picturesTrouble.value) {
+    return <p role="alert" class="classify-trouble">{picturesTrouble.value} <button type="button" onClick={() => void loadPictures(picturesStart.value)}>Try again</button></p>;
+  }
+  return (
+    <div class="classify-clips">
+      <p class="hint">{pictures.value.length > 0 ? `Pictures of gallery ${name}. Choose one, and it is matched with your labels.` : `Gallery ${name} shows no pictures here; take a file.`}</p>
+      <ul class="classify-strip" aria-label="Pictures of the gallery">
+        {pictures.value.map((item) => (
+          <li key={item.id}>
+            <button type="button" aria-label={item.text ?? item.id} title={item.text ?? item.id} aria-pressed={sample.value?.name === item.id}
+              onClick={() => void tell(async () => choose(await sampleOfItem(item)))}>
+              <span aria-hidden="true"><Preview path={item.preview} text={item.id} /></span>
+            </button>
+          </li>
+        ))}
+      </ul>
+      <div class="row"><button type="button" onClick={() => void loadPictures(picturesStart.value + CLIPS)}>Other pictures</button></div>
     </div>
   );
 }

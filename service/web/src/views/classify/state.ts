@@ -1,19 +1,19 @@
 // What the view holds while the page lives: the sample, what is done to it, and what both models say.
 
 import { computed, signal } from "@preact/signals";
-import { get, post } from "../../lib/api.ts";
+import { get, part, post } from "../../lib/api.ts";
 import { patiently, pause } from "../../lib/patience.ts";
 import { loadPicture as load, dataUri } from "../../lib/pictures.ts";
 import { pythonCall } from "../../lib/snippets.ts";
-import { config, messageOf, models, stream } from "../../lib/state.ts";
-import type { ClassifyAnswer, Clip, Corruptions, Json, Mode } from "../../lib/types.ts";
+import { config, gallery, messageOf, models, stream } from "../../lib/state.ts";
+import type { ClassifyAnswer, Clip, Corruptions, Item, ItemPage, Json, Mode } from "../../lib/types.ts";
 import { SIDES, type Entry, type Side } from "./course.ts";
 import { Capture, type Wanted } from "./devices.ts";
 import { labelsTrouble, parseLabels } from "./labels.ts";
 import { corrupted, MEDIA, said, type Content, type Corruption, type Medium } from "./run.ts";
 import { heardSeconds } from "./sound.ts";
 
-export type From = "clips" | "files" | "live";
+export type From = "clips" | "pictures" | "files" | "live";
 
 export interface Sample {
   /** What it is called. */
@@ -205,6 +205,13 @@ function clear(): void {
   sent.value = null;
 }
 
+/** The person's labels in place of the classifier's, or back; a clip or a gallery's picture is of no use to the other. */
+export function useOwnLabels(own: boolean): void {
+  zeroShot.value = own;
+  if (sample.value?.from === (own ? "clips" : "pictures")) choose(null);
+  else void askSoon();
+}
+
 /** Take another sample, and ask. */
 export function choose(next: Sample | null): void {
   stopSequence();
@@ -244,6 +251,33 @@ export async function contentOf(clip: Clip): Promise<Required<Content>> {
 
 export async function sampleOf(clip: Clip): Promise<Sample> {
   return { name: clip.id, from: "clips", content: await contentOf(clip), files: { audio: `${clip.id}.wav`, image: `${clip.id}.png` }, truth: clip.label };
+}
+
+// Pictures of the gallery, for labels as texts ----------------------------------------------------------------------
+
+export type Pictured = Item & { preview: string };
+export const pictures = signal<Pictured[]>([]);
+export const picturesStart = signal(0);
+export const picturesTrouble = signal("");
+
+/** Those from `start` on that have a preview; from the first again where that was the end. */
+export async function loadPictures(start: number): Promise<void> {
+  const name = gallery.value;
+  if (!name) return;
+  try {
+    const page = await get<ItemPage>(`/galleries/${part(name)}/items?offset=${start}&limit=${CLIPS}`);
+    if (name !== gallery.value) return;
+    if (page.items.length === 0 && start > 0) return await loadPictures(0);
+    pictures.value = page.items.filter((item): item is Pictured => item.preview !== undefined);
+    picturesStart.value = start;
+    picturesTrouble.value = "";
+  } catch (error) {
+    picturesTrouble.value = messageOf(error);
+  }
+}
+
+export async function sampleOfItem(item: Pictured): Promise<Sample> {
+  return { name: item.id, from: "pictures", content: { image: await load(item.preview) }, files: { image: `${item.id.replace(/[^\w.-]+/g, "_")}.webp` }, truth: null };
 }
 
 // Sequences: many samples, one after the other ---------------------------------------------------------------------

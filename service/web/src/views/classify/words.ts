@@ -41,5 +41,5 @@ export function completion({ missing, completed_by: by }: Pick<Result, "missing"
 /** How unusual the sample is; empty where that is not known or it is not. */
 export function novelty(share: number | null | undefined): string {
   if (share === null || share === undefined || share < 0.95) return "";
-  return `Unusual: ${percent(share, 0)} of clean samples are less so, and the model may be out of its depth.`;
+  return `Unusual: more so than ${percent(share, 0)} of clean samples, so the model may be out of its depth.`;
 }
