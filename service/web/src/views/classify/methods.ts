@@ -3,7 +3,7 @@
 import { confirmed } from "../../components/dialog.tsx";
 import { ApiError, get, part, put } from "../../lib/api.ts";
 import { pythonCall } from "../../lib/snippets.ts";
-import { connection, show, streams, totalStreams } from "../../lib/state.ts";
+import { show } from "../../lib/state.ts";
 import type { Json, Models, StreamCard } from "../../lib/types.ts";
 
 export interface MethodChoice {
@@ -42,11 +42,8 @@ const CLASSIFIED = "audio+video->label";
 export const learned = (card: Pick<StreamCard, "tracks"> | undefined): number =>
   (card?.tracks ?? []).filter((track) => track.direction === CLASSIFIED).reduce((sum, track) => sum + track.batches, 0);
 
-/** The stream as it is; undefined: there is none of that name yet. */
+/** The stream as it is now, which the page may hear of a second later; undefined: there is none of that name yet. */
 async function describe(name: string, signal?: AbortSignal): Promise<StreamCard | undefined> {
-  const known = streams.value.get(name);
-  // The live page has all of them, but where there are too many.
-  if (known || (connection.value === "live" && totalStreams.value === streams.value.size)) return known;
   try {
     return await get<StreamCard>(`/admin/streams/${part(name)}`, { signal });
   } catch (error) {
