@@ -1,0 +1,1 @@
+var s=class extends AudioWorkletProcessor{parts=[];filled=0;process(r){let e=r[0]?.[0];return e&&(this.parts.push(e.slice()),this.filled+=e.length,this.filled>=4096&&this.handOver()),!0}handOver(){let r=new Float32Array(this.filled),e=0;for(let t of this.parts)r.set(t,e),e+=t.length;this.parts=[],this.filled=0,this.port.postMessage(r,[r.buffer])}};registerProcessor("recorder",s);

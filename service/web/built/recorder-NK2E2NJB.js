@@ -1,1 +1,0 @@
-var r=class extends AudioWorkletProcessor{piece=new Float32Array(4096);filled=0;process(s){let e=s[0]?.[0];return e&&(this.piece.set(e,this.filled),this.filled+=e.length,this.filled>=4096&&(this.port.postMessage(this.piece,[this.piece.buffer]),this.piece=new Float32Array(4096),this.filled=0)),!0}};registerProcessor("recorder",r);
