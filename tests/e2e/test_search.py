@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from attune import Client
 from demo.scenes import render, scenes
 
 SCENE = scenes("gallery", 3)[2]
@@ -108,6 +109,15 @@ def test_a_query_is_seen_to_degrade_and_is_searched_so(page: Page) -> None:
     take_sample(page, "words", "gallery-000003")
     page.get_by_label("Of the words").select_option("CI")
     expect(page.get_by_role("insertion").first).to_be_visible()
+
+
+def test_news_of_other_streams_leave_alone_what_is_being_typed(page: Page, address: str) -> None:
+    field = page.get_by_label("Stream's name")
+    field.fill("half-typ")
+    with Client(address) as client:
+        client.retrieve(text="a red star", stream="e2e-news")
+    expect(page.locator("option[value='e2e-news']").first).to_be_attached()
+    expect(field).to_have_value("half-typ")
 
 
 def test_a_stream_of_blurred_pictures_recovers_and_its_ranks_are_marked(page: Page) -> None:

@@ -1,13 +1,13 @@
 import { useState } from "preact/hooks";
 import { Badge, Field, Segments, Select } from "../../components/fields.tsx";
 import { Plot } from "../../components/plot.tsx";
+import { StreamField } from "../../components/stream-field.tsx";
 import { figure, percent } from "../../lib/format.ts";
 import { models, say, stream, streams, tell } from "../../lib/state.ts";
 import type { ClassifyAnswer, Mode } from "../../lib/types.ts";
 import { entropies, movingAccuracy, score, share, SIDES, type Side } from "./course.ts";
 import { rowsOf, type Row } from "./labels.ts";
 import { chosenMethod, configure, methodChoices, OWN } from "./methods.ts";
-import { StreamField } from "./parts.tsx";
 import { askSoon, asTexts, going, hasClassifier, labelsWrong, mode, ownLabels, sequence, shown, sides, template, top, trouble, useOwnLabels, zeroShot, type Answered } from "./state.ts";
 import { completion, lacked, novelty, statusOf } from "./words.ts";
 

@@ -2,7 +2,6 @@ import "./classify.css";
 import { useEffect } from "preact/hooks";
 import { config, models } from "../../lib/state.ts";
 import { AnswerCard } from "./answer.tsx";
-import { StreamNames } from "./parts.tsx";
 import { RunCard } from "./run-card.tsx";
 import { SampleCard } from "./sample.tsx";
 import { corruptions, loadCorruptions } from "./state.ts";
@@ -23,7 +22,6 @@ export function ClassifyView() {
         <AnswerCard />
       </div>
       {clips && <RunCard />}
-      <StreamNames />
     </div>
   );
 }

@@ -1,7 +1,6 @@
 import { useEffect, useRef, useState } from "preact/hooks";
-import { Field, Select, Slider, type Choice } from "../../components/fields.tsx";
+import { Select, Slider, type Choice } from "../../components/fields.tsx";
 import { words as spaced } from "../../lib/format.ts";
-import { streams } from "../../lib/state.ts";
 import type { Corruption, Medium } from "./run.ts";
 import { bytesOf, decoded, peaks } from "./sound.ts";
 import { corruptions } from "./state.ts";
@@ -25,26 +24,6 @@ export function CorruptionFields(props: { medium: Medium; label: string; value: 
         change={(severity) => value && props.change({ ...value, severity })} />
     </>
   );
-}
-
-const NAME = "[A-Za-z0-9]([.]?[A-Za-z0-9_\\-])*[.]?";
-
-/** A stream's name; those that are known are offered. Told of when it is entered, not with each key. */
-export function StreamField(props: { label: string; value: string; change: (name: string) => void; disabled?: boolean }) {
-  return (
-    <Field label={props.label}>
-      <input list="classify-streams" required maxLength={128} pattern={NAME} autocomplete="off" spellcheck={false} value={props.value} disabled={props.disabled ?? false}
-        onChange={(event) => {
-          const field = event.currentTarget;
-          if (field.reportValidity()) props.change(field.value);
-          else field.value = props.value;
-        }} />
-    </Field>
-  );
-}
-
-export function StreamNames() {
-  return <datalist id="classify-streams">{[...streams.value.keys()].map((name) => <option key={name} value={name} />)}</datalist>;
 }
 
 const COLUMNS = 96;

@@ -1,13 +1,14 @@
 import { useRef } from "preact/hooks";
 import { Progress, Select } from "../../components/fields.tsx";
 import { Plot } from "../../components/plot.tsx";
+import { StreamField } from "../../components/stream-field.tsx";
 import { figure, percent, words as spaced } from "../../lib/format.ts";
 import { link } from "../../lib/router.ts";
 import { config, models, tell } from "../../lib/state.ts";
 import { Tile } from "./answer.tsx";
 import { entropies, movingAccuracy, SIDES, verdict, type Entry, type Side } from "./course.ts";
 import { methodChoices, QUICK } from "./methods.ts";
-import { CorruptionFields, StreamField } from "./parts.tsx";
+import { CorruptionFields } from "./parts.tsx";
 import { MEDIA, type Batch, type Plan } from "./run.ts";
 import { batchSize, method, nameOf, ownName, planned, run, samples, start, starting, startTrouble, stop, tryOne, type Run } from "./runner.ts";
 

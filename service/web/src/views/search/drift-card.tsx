@@ -2,6 +2,7 @@ import type { RefObject } from "preact";
 import { useRef, useState } from "preact/hooks";
 import { Progress, Segments, Select } from "../../components/fields.tsx";
 import { Plot } from "../../components/plot.tsx";
+import { StreamField } from "../../components/stream-field.tsx";
 import { get, part } from "../../lib/api.ts";
 import { figure, percent, words as spaced } from "../../lib/format.ts";
 import { link } from "../../lib/router.ts";
@@ -10,7 +11,6 @@ import type { Item, Modality } from "../../lib/types.ts";
 import { CorruptionFields } from "./corrupt.tsx";
 import { movingRecall, verdict, type Batch, type Figures } from "./drift.ts";
 import { methodChoices, QUICK } from "./methods.ts";
-import { StreamField } from "./query.tsx";
 import { batchSize, kind, method, nameOf, ownName, planned, queries, run, start, starting, startTrouble, stop, type Run } from "./run.ts";
 import { corruption, mode, target, useSample } from "./state.ts";
 

@@ -4,7 +4,7 @@ import { gallery, searchFor } from "../../lib/state.ts";
 import type { Modality } from "../../lib/types.ts";
 import { CorruptCard } from "./corrupt.tsx";
 import { DriftCard } from "./drift-card.tsx";
-import { QueryCard, StreamNames } from "./query.tsx";
+import { QueryCard } from "./query.tsx";
 import { Results } from "./results.tsx";
 import { kind, planned, run, startTrouble } from "./run.ts";
 import { corruption, corruptions, enterGallery, loadCorruptions } from "./state.ts";
@@ -40,7 +40,6 @@ export function SearchView() {
       </div>
       <Results />
       <DriftCard />
-      <StreamNames />
     </div>
   );
 }

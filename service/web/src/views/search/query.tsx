@@ -1,10 +1,11 @@
 import { useState } from "preact/hooks";
 import { Drop } from "../../components/drop.tsx";
-import { Field, Segments, Select } from "../../components/fields.tsx";
+import { Segments, Select } from "../../components/fields.tsx";
 import { Preview } from "../../components/preview.tsx";
+import { StreamField } from "../../components/stream-field.tsx";
 import { prepared } from "../../lib/pictures.ts";
 import { link } from "../../lib/router.ts";
-import { config, galleries, gallery, say, stream, streams, tell } from "../../lib/state.ts";
+import { config, galleries, gallery, say, stream, tell } from "../../lib/state.ts";
 import type { Item, Mode, Target } from "../../lib/types.ts";
 import { MethodSelect } from "./method.tsx";
 import { caption, k, loadSamples, mode, picture, samples, samplesTotal, samplesTrouble, SAMPLES, search, target, truth, type, usePicture, useSample, type Taken } from "./state.ts";
@@ -131,23 +132,3 @@ function Options() {
 }
 
 const TARGETS: Record<Target, string> = { auto: "auto", image: "pictures", text: "texts", anchor: "anchors of both" };
-
-const NAME = "[A-Za-z0-9]([.]?[A-Za-z0-9_\\-])*[.]?";
-
-/** A stream's name; those that are known are offered. Told of when it is entered, not with each key. */
-export function StreamField(props: { label: string; value: string; change: (name: string) => void; disabled?: boolean }) {
-  return (
-    <Field label={props.label}>
-      <input list="search-streams" required maxLength={128} pattern={NAME} autocomplete="off" spellcheck={false} value={props.value} disabled={props.disabled ?? false}
-        onChange={(event) => {
-          const field = event.currentTarget;
-          if (field.reportValidity()) props.change(field.value);
-          else field.value = props.value;
-        }} />
-    </Field>
-  );
-}
-
-export function StreamNames() {
-  return <datalist id="search-streams">{[...streams.value.keys()].map((name) => <option key={name} value={name} />)}</datalist>;
-}
