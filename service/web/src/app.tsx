@@ -35,18 +35,30 @@ export function App() {
   }, [route.value.join("/")]);
   return (
     <>
-      <a class="skip" href="#main" onClick={(event) => {
-        event.preventDefault();
-        main.current?.focus();
-      }}>To the content</a>
+      <a
+        class="skip"
+        href="#main"
+        onClick={(event) => {
+          event.preventDefault();
+          main.current?.focus();
+        }}
+      >
+        To the content
+      </a>
       <header class="top">
         <a class="brand" href={link("search")} aria-label="Attune">
-          <svg viewBox="0 0 32 32" width="26" height="26" aria-hidden="true"><rect width="32" height="32" rx="8" class="brand-back" /><path d="M5 21c4 0 4-10 8-10s4 10 8 10" class="brand-wave" /><path d="M11 16h5.500c4 0 4-5 10.500-5" class="brand-line" /></svg>
+          <svg viewBox="0 0 32 32" width="26" height="26" aria-hidden="true">
+            <rect width="32" height="32" rx="8" class="brand-back" />
+            <path d="M5 21c4 0 4-10 8-10s4 10 8 10" class="brand-wave" />
+            <path d="M11 16h5.500c4 0 4-5 10.500-5" class="brand-line" />
+          </svg>
           <span>Attune</span>
         </a>
         <nav aria-label="Views">
           {VIEWS.map((one) => (
-            <a key={one.name} href={link(one.name)} aria-current={one === view ? "page" : undefined}>{one.title}</a>
+            <a key={one.name} href={link(one.name)} aria-current={one === view ? "page" : undefined}>
+              {one.title}
+            </a>
           ))}
           <a href="/docs">API</a>
         </nav>
@@ -77,14 +89,26 @@ function Status() {
   const state = connection.value;
   const queue = server.value?.queue;
   if (state === "locked") {
-    return <button type="button" class="badge off" onClick={() => void unlock()}>locked: enter the admin key</button>;
+    return (
+      <button type="button" class="badge off" onClick={() => void unlock()}>
+        locked: enter the admin key
+      </button>
+    );
   }
   return (
     <span class="status" role="status">
       {state === "live" && !trouble.value && <Badge kind="ok">{queue ? `live · queue ${queue.items}` : "live"}</Badge>}
-      {state === "live" && trouble.value && <Badge kind="warn" title={trouble.value}>{trouble.value}</Badge>}
+      {state === "live" && trouble.value && (
+        <Badge kind="warn" title={trouble.value}>
+          {trouble.value}
+        </Badge>
+      )}
       {state === "connecting" && <Badge kind="busy">connecting …</Badge>}
-      {state === "lost" && <button type="button" class="badge bad" onClick={retryNow}>connection lost, trying again …</button>}
+      {state === "lost" && (
+        <button type="button" class="badge bad" onClick={retryNow}>
+          connection lost, trying again …
+        </button>
+      )}
     </span>
   );
 }

@@ -18,8 +18,14 @@ test("samples become a WAV file of one channel and 16 bits", async () => {
   const text = (place: number, length: number) => String.fromCharCode(...new Uint8Array(view.buffer, place, length));
   assert.deepEqual([text(0, 4), text(8, 8), text(36, 4)], ["RIFF", "WAVEfmt ", "data"]);
   assert.deepEqual([view.getUint32(4, true), view.getUint32(40, true), view.byteLength], [44, 8, 52]);
-  assert.deepEqual([view.getUint16(22, true), view.getUint32(24, true), view.getUint32(28, true), view.getUint16(34, true)], [1, 48_000, 96_000, 16]);
-  assert.deepEqual([44, 46, 48, 50].map((place) => view.getInt16(place, true)), [0, 32767, -32767, 32767]);
+  assert.deepEqual(
+    [view.getUint16(22, true), view.getUint32(24, true), view.getUint32(28, true), view.getUint16(34, true)],
+    [1, 48_000, 96_000, 16],
+  );
+  assert.deepEqual(
+    [44, 46, 48, 50].map((place) => view.getInt16(place, true)),
+    [0, 32767, -32767, 32767],
+  );
 });
 
 test("the last samples are kept in their order, however they come", () => {
@@ -57,32 +63,62 @@ test("labels that the server would refuse are told before they are sent", () => 
   assert.match(labelsTrouble(["a"], "{}", 10), /two labels/);
   assert.match(labelsTrouble(["a", "b", "c"], "{}", 2), /2 at most/);
   assert.match(labelsTrouble(["a", "b".repeat(257)], "{}", 10), /256/);
-  for (const template of ["a photo", "{} and {}", "{x} {}"]) assert.match(labelsTrouble(["a", "b"], template, 10), /once/);
+  for (const template of ["a photo", "{} and {}", "{x} {}"])
+    assert.match(labelsTrouble(["a", "b"], template, 10), /once/);
 });
 
 test("rows have both models' likeliest labels, and the true one even where it is unlikely", () => {
   const of = (...pairs: [string, number][]) => pairs.map(([label, probability]) => ({ label, probability }));
   const source = of(["a", 0.7], ["b", 0.2], ["c", 0.06], ["d", 0.04]);
   const adapted = of(["b", 0.9], ["a", 0.05], ["c", 0.03], ["d", 0.02]);
-  assert.deepEqual(rowsOf(source, adapted, "d", 3).map(({ label, true: right }) => [label, right]), [["b", false], ["a", false], ["d", true]]);
-  assert.deepEqual(rowsOf(source, null, null, 2), [{ label: "a", source: 0.7, adapted: null, true: false }, { label: "b", source: 0.2, adapted: null, true: false }]);
+  assert.deepEqual(
+    rowsOf(source, adapted, "d", 3).map(({ label, true: right }) => [label, right]),
+    [
+      ["b", false],
+      ["a", false],
+      ["d", true],
+    ],
+  );
+  assert.deepEqual(rowsOf(source, null, null, 2), [
+    { label: "a", source: 0.7, adapted: null, true: false },
+    { label: "b", source: 0.2, adapted: null, true: false },
+  ]);
 });
 
 // What a sequence comes to -------------------------------------------------------------------------------------------
 
 const said = (label: string, entropy = 1) => ({ label, entropy });
-const entry = (source: boolean, adapted: boolean): Entry => ({ truth: "a", source: said(source ? "a" : "b"), adapted: said(adapted ? "a" : "b", 3) });
-const many = (count: number, source: boolean, adapted: boolean) => Array.from({ length: count }, () => entry(source, adapted));
+const entry = (source: boolean, adapted: boolean): Entry => ({
+  truth: "a",
+  source: said(source ? "a" : "b"),
+  adapted: said(adapted ? "a" : "b", 3),
+});
+const many = (count: number, source: boolean, adapted: boolean) =>
+  Array.from({ length: count }, () => entry(source, adapted));
 
 test("accuracy counts what is known alone", () => {
-  const entries: Entry[] = [entry(true, false), { truth: null, source: said("a"), adapted: said("a") }, { truth: "a", source: null, adapted: said("a") }];
-  assert.deepEqual([score(entries, "source"), score(entries, "adapted")], [{ right: 1, of: 1 }, { right: 1, of: 2 }]);
+  const entries: Entry[] = [
+    entry(true, false),
+    { truth: null, source: said("a"), adapted: said("a") },
+    { truth: "a", source: null, adapted: said("a") },
+  ];
+  assert.deepEqual(
+    [score(entries, "source"), score(entries, "adapted")],
+    [
+      { right: 1, of: 1 },
+      { right: 1, of: 2 },
+    ],
+  );
 });
 
 test("moving accuracy looks back over its window, entropy over its part", () => {
   const entries = [...many(2, false, true), ...many(2, true, true)];
   assert.deepEqual(movingAccuracy(entries, "source", [2, 3, 4], 2), [0, 0.5, 1]);
-  assert.deepEqual(entropies([...entries, { truth: null, source: null, adapted: null }], "adapted", [2, 4, 5]), [3, 3, null]);
+  assert.deepEqual(entropies([...entries, { truth: null, source: null, adapted: null }], "adapted", [2, 4, 5]), [
+    3,
+    3,
+    null,
+  ]);
 });
 
 test("a verdict is of the second half, and claims nothing that could be chance", () => {
@@ -102,15 +138,29 @@ test("a verdict is of the second half, and claims nothing that could be chance",
 test("what was missing and how it was made up for is told in words", () => {
   assert.deepEqual([lacked({ missing: ["audio"] }), lacked({ missing: [] })], [["sound"], []]);
   assert.equal(completion({ missing: [], completed_by: "" }), "");
-  assert.equal(completion({ missing: ["audio"], completed_by: "model" }), "There was no sound: the model answered from the picture alone.");
+  assert.equal(
+    completion({ missing: ["audio"], completed_by: "model" }),
+    "There was no sound: the model answered from the picture alone.",
+  );
   assert.match(completion({ missing: ["video"], completed_by: "imputation" }), /no picture.*filled in from the sound/);
   assert.deepEqual([novelty(null), novelty(0.9)], ["", ""]);
   assert.match(novelty(0.98), /98 %/);
 });
 
 test("a status comes with the server's reason", () => {
-  const adaptation = { method: "brimpr", mode: "async", direction: "audio+video->label", state_version: 1, reason: "1 of 64 gathered", batch_size: 1 };
-  assert.deepEqual(statusOf({ ...adaptation, status: "queued" }), { kind: "busy", label: "gathered", text: "Answered at once, learned from in the background: 1 of 64 gathered." });
+  const adaptation = {
+    method: "brimpr",
+    mode: "async",
+    direction: "audio+video->label",
+    state_version: 1,
+    reason: "1 of 64 gathered",
+    batch_size: 1,
+  };
+  assert.deepEqual(statusOf({ ...adaptation, status: "queued" }), {
+    kind: "busy",
+    label: "gathered",
+    text: "Answered at once, learned from in the background: 1 of 64 gathered.",
+  });
   assert.equal(statusOf({ ...adaptation, status: "applied", reason: "" }).text, "The stream learned from this sample.");
 });
 
@@ -132,9 +182,16 @@ const classifier = { methods: { source: card, brimpr: card } } as unknown as Mod
 
 test("a stream has one of the methods that are offered, or settings of its own", () => {
   const choices = methodChoices(classifier);
-  assert.deepEqual(choices.map(({ value }) => value), ["source", "brimpr", QUICK]);
-  const chosen = (settings: Record<string, Json> | null) => chosenMethod({ classify: settings && { method: "brimpr", settings } }, choices, "source");
-  assert.deepEqual([chosen(null), chosen({}), chosen({ learning_rate: 0.001 }), chosen({ tau: 1 })], ["source", "brimpr", QUICK, OWN]);
+  assert.deepEqual(
+    choices.map(({ value }) => value),
+    ["source", "brimpr", QUICK],
+  );
+  const chosen = (settings: Record<string, Json> | null) =>
+    chosenMethod({ classify: settings && { method: "brimpr", settings } }, choices, "source");
+  assert.deepEqual(
+    [chosen(null), chosen({}), chosen({ learning_rate: 0.001 }), chosen({ tau: 1 })],
+    ["source", "brimpr", QUICK, OWN],
+  );
   assert.deepEqual(methodChoices(null), []);
 });
 
@@ -146,19 +203,37 @@ test("only what the classifier learned would be lost with another of its methods
 
 // A run --------------------------------------------------------------------------------------------------------------
 
-const PLAN: Plan = { stream: "s", corruption: { audio: { name: "rain", severity: 5 }, image: null }, samples: 5, batch: 2, seed: 1 };
+const PLAN: Plan = {
+  stream: "s",
+  corruption: { audio: { name: "rain", severity: 5 }, image: null },
+  samples: 5,
+  batch: 2,
+  seed: 1,
+};
 
-function server(calls: { path: string; body: { [name: string]: Json } }[], fail: (path: string) => ApiError | null = () => null): Asks {
+function server(
+  calls: { path: string; body: { [name: string]: Json } }[],
+  fail: (path: string) => ApiError | null = () => null,
+): Asks {
   return {
-    clips: async (start, count) => Array.from({ length: count }, (_, place) => ({ id: `clip-${start + place}`, label: "a", audio: "", image: "" })),
+    clips: async (start, count) =>
+      Array.from({ length: count }, (_, place) => ({ id: `clip-${start + place}`, label: "a", audio: "", image: "" })),
     content: async (clip) => ({ audio: `sound of ${clip.id}`, image: `picture of ${clip.id}` }),
     post: async <T>(path: string, body: Json) => {
       const failure = fail(path);
       if (failure) throw failure;
       const sent = body as { [name: string]: Json };
       calls.push({ path, body: sent });
-      if (path === "/corruptions") return { queries: (sent.queries as { audio: string }[]).map(({ audio }) => ({ audio: `${audio}, in the rain` })) } as T;
-      const results = (sent.samples as Content[]).map(() => ({ labels: [{ label: sent.adapt === "off" ? "b" : "a", probability: 1 }], entropy_nats: 0.5, missing: [], completed_by: "" }));
+      if (path === "/corruptions")
+        return {
+          queries: (sent.queries as { audio: string }[]).map(({ audio }) => ({ audio: `${audio}, in the rain` })),
+        } as T;
+      const results = (sent.samples as Content[]).map(() => ({
+        labels: [{ label: sent.adapt === "off" ? "b" : "a", probability: 1 }],
+        entropy_nats: 0.5,
+        missing: [],
+        completed_by: "",
+      }));
       return { results, adaptation: { status: "applied", reason: "" } as ClassifyAnswer["adaptation"] } as T;
     },
     waiting: () => undefined,
@@ -174,17 +249,39 @@ async function all(plan: Plan, asks: Asks, signal = new AbortController().signal
 test("a run asks both models about the same corrupted clips, all of them once", async () => {
   const calls: Parameters<typeof server>[0] = [];
   const batches = await all(PLAN, server(calls));
-  assert.deepEqual(batches.map(({ clips }) => clips.map(({ id }) => id)), [["clip-0", "clip-1"], ["clip-2", "clip-3"], ["clip-4"]]);
+  assert.deepEqual(
+    batches.map(({ clips }) => clips.map(({ id }) => id)),
+    [["clip-0", "clip-1"], ["clip-2", "clip-3"], ["clip-4"]],
+  );
   const asked = calls.filter(({ path }) => path === "/classify");
-  assert.deepEqual(asked.map(({ body }) => body.adapt), ["off", "sync", "off", "sync", "off", "sync"]);
+  assert.deepEqual(
+    asked.map(({ body }) => body.adapt),
+    ["off", "sync", "off", "sync", "off", "sync"],
+  );
   assert.deepEqual(asked[0]!.body.samples, asked[1]!.body.samples);
-  assert.deepEqual((asked[0]!.body.samples as Content[])[0], { audio: "sound of clip-0, in the rain", image: "picture of clip-0" });
-  assert.deepEqual(calls.filter(({ path }) => path === "/corruptions").map(({ body }) => body.seed), [1, 3, 5]);
-  assert.deepEqual(batches[0]!.entries[0], { truth: "a", source: { label: "b", entropy: 0.5 }, adapted: { label: "a", entropy: 0.5 } });
+  assert.deepEqual((asked[0]!.body.samples as Content[])[0], {
+    audio: "sound of clip-0, in the rain",
+    image: "picture of clip-0",
+  });
+  assert.deepEqual(
+    calls.filter(({ path }) => path === "/corruptions").map(({ body }) => body.seed),
+    [1, 3, 5],
+  );
+  assert.deepEqual(batches[0]!.entries[0], {
+    truth: "a",
+    source: { label: "b", entropy: 0.5 },
+    adapted: { label: "a", entropy: 0.5 },
+  });
 });
 
 test("a run ends with what cannot be waited out", async () => {
-  await assert.rejects(all(PLAN, server([], (path) => (path === "/classify" ? new ApiError(422, "bad_audio", "no sound") : null))), /no sound/);
+  await assert.rejects(
+    all(
+      PLAN,
+      server([], (path) => (path === "/classify" ? new ApiError(422, "bad_audio", "no sound") : null)),
+    ),
+    /no sound/,
+  );
 });
 
 test("what a busy server refuses is tried again, and stopping ends the wait", async () => {
@@ -198,7 +295,13 @@ test("what a busy server refuses is tried again, and stopping ends the wait", as
   };
   const sleep = async (milliseconds: number) => void slept.push(milliseconds);
   assert.equal(await patiently(work, new AbortController().signal, (why) => waits.push(why), sleep), "done");
-  assert.deepEqual([slept, waits], [[2000, 2000], ["the queue is full; trying again", "", "the queue is full; trying again", ""]]);
+  assert.deepEqual(
+    [slept, waits],
+    [
+      [2000, 2000],
+      ["the queue is full; trying again", "", "the queue is full; trying again", ""],
+    ],
+  );
 
   const controller = new AbortController();
   const stopped = assert.rejects(pause(60_000, controller.signal), { name: "AbortError" });
@@ -209,6 +312,9 @@ test("what a busy server refuses is tried again, and stopping ends the wait", as
 
 test("a stream is named after what is done to its clips, and is new", () => {
   assert.equal(freshName(PLAN.corruption, new Set()), "rain-5");
-  assert.equal(freshName({ audio: { name: "gaussian_noise", severity: 3 }, image: { name: "fog", severity: 1 } }, new Set()), "gaussian-noise-3-fog-1");
+  assert.equal(
+    freshName({ audio: { name: "gaussian_noise", severity: 3 }, image: { name: "fog", severity: 1 } }, new Set()),
+    "gaussian-noise-3-fog-1",
+  );
   assert.equal(freshName({ audio: null, image: null }, new Set(["clean-clips", "clean-clips-2"])), "clean-clips-3");
 });

@@ -12,8 +12,12 @@ const LIMITS = { text_characters: 100 };
 const picture = (path: string) => ({ path, blob: new Blob(["x"]), problem: "" });
 
 test("a name that the server would refuse is told why", () => {
-  assert.deepEqual(["", "products", "a.b_c-1", "x."].map((name) => nameProblem(name, [])), ["", "", "", ""]);
-  for (const name of ["Products", "two words", "-a", "a..b", "ä", "x".repeat(65), "demo"]) assert.notEqual(nameProblem(name, ["demo"]), "", name);
+  assert.deepEqual(
+    ["", "products", "a.b_c-1", "x."].map((name) => nameProblem(name, [])),
+    ["", "", "", ""],
+  );
+  for (const name of ["Products", "two words", "-a", "a..b", "ä", "x".repeat(65), "demo"])
+    assert.notEqual(nameProblem(name, ["demo"]), "", name);
 });
 
 test("ids that are taken get a number before the ending", () => {
@@ -23,20 +27,35 @@ test("ids that are taken get a number before the ending", () => {
 
 test("captions of a table go to the pictures of their name, with or without a head line", () => {
   const files = [picture("a.png"), picture("deep/b.png")];
-  for (const [name, text] of [["captions.tsv", "file\tcaption\na.png\ta cat\nb.png\ta dog\n"], ["c.csv", 'a.png,a cat\r\nimages/b.png,"a dog"\r\n']] as const) {
+  for (const [name, text] of [
+    ["captions.tsv", "file\tcaption\na.png\ta cat\nb.png\ta dog\n"],
+    ["c.csv", 'a.png,a cat\r\nimages/b.png,"a dog"\r\n'],
+  ] as const) {
     const made = arrange(files, [readList(name, text, [])], LIMITS);
-    assert.deepEqual(made.entries.map(({ id, text }) => [id, text]), [["a.png", "a cat"], ["deep/b.png", "a dog"]], name);
+    assert.deepEqual(
+      made.entries.map(({ id, text }) => [id, text]),
+      [
+        ["a.png", "a cat"],
+        ["deep/b.png", "a dog"],
+      ],
+      name,
+    );
     assert.deepEqual(made.problems, []);
   }
 });
 
 test("quotes of comma-separated values hold commas, quotes and line ends", () => {
   const { lines } = readList("c.csv", 'a.png,"red, ""round""\nand big"\nb.png,plain', []);
-  assert.deepEqual(lines, [{ number: 1, file: "a.png", text: 'red, "round"\nand big' }, { number: 3, file: "b.png", text: "plain" }]);
+  assert.deepEqual(lines, [
+    { number: 1, file: "a.png", text: 'red, "round"\nand big' },
+    { number: 3, file: "b.png", text: "plain" },
+  ]);
 });
 
 test("a text file named as a picture is its caption", () => {
-  assert.deepEqual(readList("cat.txt", "a grey cat\n", ["cat.png"]).lines, [{ number: 1, file: "cat.png", text: "a grey cat" }]);
+  assert.deepEqual(readList("cat.txt", "a grey cat\n", ["cat.png"]).lines, [
+    { number: 1, file: "cat.png", text: "a grey cat" },
+  ]);
   assert.equal(readList("notes.txt", "nothing of use\n", ["cat.png"]).problems.length, 1);
 });
 
@@ -47,39 +66,77 @@ test("JSON lines are items of their own, or say something of a picture", () => {
     [],
   );
   const { entries, problems } = arrange([picture("a.png"), picture("b.png")], [list], LIMITS);
-  assert.deepEqual(entries.map(({ id, text, picture: blob }) => [id, text, blob !== null]), [["first", "a cat", true], ["b.png", "a dog", true], ["t", "alone", false]]);
+  assert.deepEqual(
+    entries.map(({ id, text, picture: blob }) => [id, text, blob !== null]),
+    [
+      ["first", "a cat", true],
+      ["b.png", "a dog", true],
+      ["t", "alone", false],
+    ],
+  );
   assert.deepEqual(entries[2]?.payload, { n: 1 });
   assert.deepEqual(problems, []);
 });
 
 test("lines that cannot be used are named, and the others used", () => {
-  const { lines, problems } = readList("x.jsonl", '{"id": "a", "text": "x"}\nnonsense\n[1]\n{"text": "no id"}\n{"id": "a"}\n{"id": 5, "text": "x"}\n{"id": "a", "txt": "x"}\n', []);
+  const { lines, problems } = readList(
+    "x.jsonl",
+    '{"id": "a", "text": "x"}\nnonsense\n[1]\n{"text": "no id"}\n{"id": "a"}\n{"id": 5, "text": "x"}\n{"id": "a", "txt": "x"}\n',
+    [],
+  );
   assert.equal(lines.length, 1);
-  assert.deepEqual(problems.map((problem) => /line (\d)/.exec(problem)?.[1]), ["2", "3", "4", "5", "6", "7"]);
+  assert.deepEqual(
+    problems.map((problem) => /line (\d)/.exec(problem)?.[1]),
+    ["2", "3", "4", "5", "6", "7"],
+  );
   assert.match(arrange([], [readList("c.tsv", "gone.png\tx\n", [])], LIMITS).problems[0] ?? "", /no picture gone\.png/);
 });
 
 test("files of one name and texts of one id all get in, under ids of their own", () => {
-  const { entries } = arrange([picture("a.png"), picture("a.png")], [readList("x.jsonl", '{"id": "t", "text": "1"}\n{"id": "t", "text": "2"}\n', [])], LIMITS);
-  assert.deepEqual(entries.map(({ id }) => id), ["a.png", "a-2.png", "t", "t-2"]);
+  const { entries } = arrange(
+    [picture("a.png"), picture("a.png")],
+    [readList("x.jsonl", '{"id": "t", "text": "1"}\n{"id": "t", "text": "2"}\n', [])],
+    LIMITS,
+  );
+  assert.deepEqual(
+    entries.map(({ id }) => id),
+    ["a.png", "a-2.png", "t", "t-2"],
+  );
 });
 
 test("what is no picture by its first bytes is left out by name", async () => {
   assert.ok(isPicture(new Uint8Array([0xff, 0xd8, 0xff, 0xe0])));
-  const made = await plan([{ path: "notes.png", blob: new Blob(["hello, this is text"]) }, { path: "none.png", blob: new Blob([]) }], LIMITS);
-  assert.deepEqual(made.entries.map(({ problem }) => problem), ["not a picture", "the file is empty"]);
+  const made = await plan(
+    [
+      { path: "notes.png", blob: new Blob(["hello, this is text"]) },
+      { path: "none.png", blob: new Blob([]) },
+    ],
+    LIMITS,
+  );
+  assert.deepEqual(
+    made.entries.map(({ problem }) => problem),
+    ["not a picture", "the file is empty"],
+  );
 });
 
 test("a text longer than the server takes is a problem of its item", () => {
-  const { entries } = arrange([], [readList("x.jsonl", JSON.stringify({ id: "a", text: "x".repeat(101) }), [])], LIMITS);
+  const { entries } = arrange(
+    [],
+    [readList("x.jsonl", JSON.stringify({ id: "a", text: "x".repeat(101) }), [])],
+    LIMITS,
+  );
   assert.match(entries[0]?.problem ?? "", /101 characters/);
 });
 
 test("the payload's line leaves out what the text says", () => {
-  assert.equal(payloadLine({ text: "a cat", payload: { caption: "a cat", colours: ["red", "blue"], size: { w: 1 } } }), 'colours: red, blue · size: {"w":1}');
+  assert.equal(
+    payloadLine({ text: "a cat", payload: { caption: "a cat", colours: ["red", "blue"], size: { w: 1 } } }),
+    'colours: red, blue · size: {"w":1}',
+  );
 });
 
-const entriesOf = (...ids: string[]): Entry[] => ids.map((id) => ({ id, text: id, payload: null, picture: null, source: id, problem: "" }));
+const entriesOf = (...ids: string[]): Entry[] =>
+  ids.map((id) => ({ id, text: id, payload: null, picture: null, source: id, problem: "" }));
 
 /** A server that answers as told, and remembers what it was sent. */
 function serverOf(answer: (ids: string[], request: number) => ApiError | null, stop = new AbortController()) {
@@ -106,7 +163,11 @@ function serverOf(answer: (ids: string[], request: number) => ApiError | null, s
   return { means, requests, pauses };
 }
 
-const summary = ({ added, failed, left }: Report) => ({ added, failed: failed.map(({ entry, reason }) => [entry.id, reason]), left: left.map(({ id }) => id) });
+const summary = ({ added, failed, left }: Report) => ({
+  added,
+  failed: failed.map(({ entry, reason }) => [entry.id, reason]),
+  left: left.map(({ id }) => id),
+});
 const ROOMY = { items: 4, body_bytes: 10_000 };
 
 function refusing(bad: string) {
@@ -119,23 +180,42 @@ function refusing(bad: string) {
 
 test("an item that the server names is taken out, and its neighbours go in", async () => {
   const { means, requests } = serverOf(refusing("c"));
-  assert.deepEqual(summary(await upload(entriesOf("a", "b", "c", "d", "e"), ROOMY, means)), { added: 4, failed: [["c", "not a readable picture"]], left: [] });
+  assert.deepEqual(summary(await upload(entriesOf("a", "b", "c", "d", "e"), ROOMY, means)), {
+    added: 4,
+    failed: [["c", "not a readable picture"]],
+    left: [],
+  });
   assert.deepEqual(requests, [["a", "b", "c", "d"], ["a", "b", "d"], ["e"]]);
 });
 
 test("an item at fault that the server does not name is found by halving", async () => {
   const { means } = serverOf((ids) => (ids.includes("b") ? new ApiError(422, "bad", "an item is bad") : null));
-  assert.deepEqual(summary(await upload(entriesOf("a", "b", "c", "d"), ROOMY, means)), { added: 3, failed: [["b", "an item is bad"]], left: [] });
+  assert.deepEqual(summary(await upload(entriesOf("a", "b", "c", "d"), ROOMY, means)), {
+    added: 3,
+    failed: [["b", "an item is bad"]],
+    left: [],
+  });
 });
 
 test("several items named by one refusal go at once", () => {
-  const errors: Json = [{ field: "items[1].text", message: "blank" }, { field: "items[2]", message: "nothing to find" }];
+  const errors: Json = [
+    { field: "items[1].text", message: "blank" },
+    { field: "items[2]", message: "nothing to find" },
+  ];
   const found = refusedItems(new ApiError(422, "invalid_request", "items[1].text: blank (and 1 more)", { errors }));
-  assert.deepEqual([...found], [[1, "blank"], [2, "nothing to find"]]);
+  assert.deepEqual(
+    [...found],
+    [
+      [1, "blank"],
+      [2, "nothing to find"],
+    ],
+  );
 });
 
 test("a busy server is asked again after as long as it says", async () => {
-  const { means, requests, pauses } = serverOf((_, request) => (request < 3 ? new ApiError(429, "queue_full", "full", {}, 7) : null));
+  const { means, requests, pauses } = serverOf((_, request) =>
+    request < 3 ? new ApiError(429, "queue_full", "full", {}, 7) : null,
+  );
   assert.equal((await upload(entriesOf("a"), ROOMY, means)).added, 1);
   assert.deepEqual([requests.length, pauses], [3, [7, 7]]);
   assert.equal(pauseSeconds({ status: 422, retryAfterSeconds: null }, 1), null);
@@ -155,7 +235,11 @@ test("a stop leaves the rest and keeps what is in", async () => {
     stop.abort();
     return null;
   }, stop);
-  assert.deepEqual(summary(await upload(entriesOf("a", "b", "c", "d", "e", "f"), ROOMY, means)), { added: 4, failed: [], left: ["e", "f"] });
+  assert.deepEqual(summary(await upload(entriesOf("a", "b", "c", "d", "e", "f"), ROOMY, means)), {
+    added: 4,
+    failed: [],
+    left: ["e", "f"],
+  });
 });
 
 test("a stop while a busy server is waited for leaves what was not taken", async () => {
@@ -164,7 +248,11 @@ test("a stop while a busy server is waited for leaves what was not taken", async
     stop.abort();
     return new ApiError(503, "busy", "busy", {}, 1);
   }, stop);
-  assert.deepEqual(summary(await upload(entriesOf("a", "b"), ROOMY, means)), { added: 0, failed: [], left: ["a", "b"] });
+  assert.deepEqual(summary(await upload(entriesOf("a", "b"), ROOMY, means)), {
+    added: 0,
+    failed: [],
+    left: ["a", "b"],
+  });
 });
 
 test("requests stay within the bytes that the server takes, and a picture that cannot be read costs itself alone", async () => {
@@ -172,5 +260,8 @@ test("requests stay within the bytes that the server takes, and a picture that c
   const entries = [...entriesOf("broken", "a", "b"), { ...entriesOf("big")[0]!, text: "x".repeat(500) }];
   const report = await upload(entries, { items: 100, body_bytes: 94 }, means);
   assert.deepEqual(requests, [["a"], ["b"]]);
-  assert.deepEqual(summary(report).failed, [["broken", "this is no picture that can be read"], ["big", "it is larger than one request can be"]]);
+  assert.deepEqual(summary(report).failed, [
+    ["broken", "this is no picture that can be read"],
+    ["big", "it is larger than one request can be"],
+  ]);
 });

@@ -9,7 +9,11 @@ const hits = (...ids: string[]) => ids.map((id) => ({ id }));
 test("a hit tells how many places it has gained", () => {
   assert.deepEqual(
     moves(hits("b", "c", "a"), hits("a", "b")).map(({ rank, before, gained }) => [rank, before, gained]),
-    [[1, 2, 1], [2, null, null], [3, 1, -2]],
+    [
+      [1, 2, 1],
+      [2, null, null],
+      [3, 1, -2],
+    ],
   );
 });
 
@@ -24,12 +28,20 @@ test("recall counts the queries whose truth is among the first k", () => {
 });
 
 test("figures have three significant digits", () => {
-  assert.deepEqual([0.01234, 4.567, 812.4, 0, null, Number.NaN].map((value) => figure(value)), ["0.0123", "4.57", "812", "0", "–", "–"]);
+  assert.deepEqual(
+    [0.01234, 4.567, 812.4, 0, null, Number.NaN].map((value) => figure(value)),
+    ["0.0123", "4.57", "812", "0", "–", "–"],
+  );
   assert.equal(percent(0.1234), "12.3 %");
 });
 
 test("a picture in a body is read from disk by the command", () => {
-  const call = { method: "POST", path: "/retrieve", body: { queries: [{ image: "data:image/png;base64,AAAA" }] }, files: ["it's.png"] };
+  const call = {
+    method: "POST",
+    path: "/retrieve",
+    body: { queries: [{ image: "data:image/png;base64,AAAA" }] },
+    files: ["it's.png"],
+  };
   assert.equal(
     asCurl(call, "http://h", null),
     `curl -s -X POST 'http://h/retrieve' \\\n  -H 'Content-Type: application/json' \\\n  -d '{"queries":[{"image":"data:image/png;base64,'"$(base64 -w0 'it'\\''s.png')"'"}]}'`,
@@ -45,5 +57,8 @@ test("quotes in a query do not leave the shell's quotes", () => {
 test("Python has its own words for JSON values", () => {
   assert.equal(pythonValue({ a: [true, null, 1.5, "x"] }), '{"a": [True, None, 1.5, "x"]}');
   const call = { method: "POST", path: "/admin/streams/a/reset", python: 'client.reset_stream("a")' };
-  assert.equal(asPython(call, "http://h", "admin"), 'from attune import Client\n\nwith Client("http://h", admin_key="...") as client:\n    client.reset_stream("a")\n');
+  assert.equal(
+    asPython(call, "http://h", "admin"),
+    'from attune import Client\n\nwith Client("http://h", admin_key="...") as client:\n    client.reset_stream("a")\n',
+  );
 });

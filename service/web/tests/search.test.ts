@@ -3,12 +3,23 @@ import { test } from "node:test";
 import { ApiError } from "../src/lib/api.ts";
 import { everyOne, pauseAfter } from "../src/lib/patience.ts";
 import type { History, Models, RetrieveAnswer, StreamCard } from "../src/lib/types.ts";
-import { figuresOf, freshName, movingRecall, order, send, verdict, type Asks, type Batch, type Plan } from "../src/views/search/drift.ts";
+import {
+  figuresOf,
+  freshName,
+  movingRecall,
+  order,
+  send,
+  verdict,
+  type Asks,
+  type Batch,
+  type Plan,
+} from "../src/views/search/drift.ts";
 import { chosenMethod, learnedBatches, methodChoices, OWN, QUICK } from "../src/views/search/methods.ts";
 import { statusOf } from "../src/views/search/reasons.ts";
 import { differences } from "../src/views/search/words.ts";
 
-const shown = (pieces: { text: string; changed: boolean }[]) => pieces.map(({ text, changed }) => (changed ? `[${text}]` : text)).join("");
+const shown = (pieces: { text: string; changed: boolean }[]) =>
+  pieces.map(({ text, changed }) => (changed ? `[${text}]` : text)).join("");
 
 test("changed characters are marked, and those that are gone", () => {
   const replaced = differences("a red star", "a r3d stars");
@@ -36,7 +47,12 @@ test("every item is sent once before any is sent again, in an order that the see
 });
 
 test("recall moves over the batches that make up the window", () => {
-  const batches = [[1, null], [null, null], [1, 1], [1, 2]];
+  const batches = [
+    [1, null],
+    [null, null],
+    [1, 1],
+    [1, 2],
+  ];
   assert.deepEqual(movingRecall(batches, 1, 4), [0.5, 0.25, 0.5, 0.75]);
   assert.deepEqual(movingRecall(batches, 2, 2), [0.5, 0, 1, 1]);
 });
@@ -45,9 +61,18 @@ const batch = (source: (number | null)[], adapted: (number | null)[]) => ({ sour
 const many = (count: number, rank: number | null) => new Array<number | null>(count).fill(rank);
 
 test("the verdict is about the second half, with both figures", () => {
-  const said = verdict([batch(many(100, 1), many(100, null)), batch([...many(30, 1), ...many(70, null)], [...many(60, 1), ...many(40, 4)])], 1);
+  const said = verdict(
+    [
+      batch(many(100, 1), many(100, null)),
+      batch([...many(30, 1), ...many(70, null)], [...many(60, 1), ...many(40, 4)]),
+    ],
+    1,
+  );
   assert.equal(said?.outcome, "better");
-  assert.equal(said?.sentence, "Over the last 100 queries: source 30.0 %, adapted 60.0 % (recall@1), 30.0 points more.");
+  assert.equal(
+    said?.sentence,
+    "Over the last 100 queries: source 30.0 %, adapted 60.0 % (recall@1), 30.0 points more.",
+  );
 });
 
 test("a gain that could be chance is not claimed, and harm is said", () => {
@@ -68,7 +93,15 @@ test("a busy server is asked again when it says, another failure ends the run", 
   assert.equal(pauseAfter(new TypeError("x"), 0), null);
 });
 
-const PLAN: Plan = { gallery: "demo", stream: "s", kind: "image", corruption: { name: "fog", severity: 5 }, queries: 5, batch: 2, seed: 1 };
+const PLAN: Plan = {
+  gallery: "demo",
+  stream: "s",
+  kind: "image",
+  corruption: { name: "fog", severity: 5 },
+  queries: 5,
+  batch: 2,
+  seed: 1,
+};
 
 /** A server that finds every picture at rank 2 with the source model and at rank 1 adapted. */
 function fakeServer(failures: ApiError[] = []) {
@@ -86,7 +119,8 @@ function fakeServer(failures: ApiError[] = []) {
         const hit = { id: image.slice(5, -1), score: 1, payload: {} };
         return { hits: body.adapt === "off" ? [{ ...hit, id: "?" }, hit] : [hit] };
       });
-      return { results, adaptation: { status: "applied", reason: "", state_version: 1 } } as unknown as T & RetrieveAnswer;
+      return { results, adaptation: { status: "applied", reason: "", state_version: 1 } } as unknown as T &
+        RetrieveAnswer;
     },
     waiting: () => undefined,
     sleep: async (milliseconds) => void waits.push(milliseconds),
@@ -103,9 +137,18 @@ async function all(asks: Asks, signal = new AbortController().signal): Promise<B
 test("a run corrupts, asks both with the same queries, and stops at its number", async () => {
   const { asks, seen } = fakeServer();
   const batches = await all(asks);
-  assert.deepEqual(batches.map((one) => one.ids.length), [2, 2, 1]);
-  assert.deepEqual(batches.flatMap((one) => one.source), many(5, 2));
-  assert.deepEqual(batches.flatMap((one) => one.adapted), many(5, 1));
+  assert.deepEqual(
+    batches.map((one) => one.ids.length),
+    [2, 2, 1],
+  );
+  assert.deepEqual(
+    batches.flatMap((one) => one.source),
+    many(5, 2),
+  );
+  assert.deepEqual(
+    batches.flatMap((one) => one.adapted),
+    many(5, 1),
+  );
   const [corrupted, off, sync] = seen;
   assert.deepEqual([corrupted?.path, corrupted?.body.corruption, corrupted?.body.severity], ["/corruptions", "fog", 5]);
   assert.deepEqual([off?.body.adapt, off?.body.stream, off?.body.target], ["off", undefined, "text"]);
@@ -143,7 +186,13 @@ test("work for many is done a few at a time and answered in order", async () => 
 });
 
 test("figures find the batch of the run that they are of", () => {
-  const recent: History = { at: [1, 2, 3], version: [5, 6, 7], status: ["applied", "applied", "skipped"], modality_gap: [0.5, 0.4, null], uniformity: [1, 2, 3] };
+  const recent: History = {
+    at: [1, 2, 3],
+    version: [5, 6, 7],
+    status: ["applied", "applied", "skipped"],
+    modality_gap: [0.5, 0.4, null],
+    uniformity: [1, 2, 3],
+  };
   const rows = figuresOf(recent, 7, 5);
   assert.deepEqual([...rows.keys()], [0, 1]);
   assert.deepEqual(rows.get(0), { modality_gap: 0.4, modality_gap_target: null, uniformity: 2, entropy_nats: null });
@@ -157,25 +206,44 @@ test("a new stream is named after what is done to its queries", () => {
   assert.equal(freshName(null, new Set()), "clean");
 });
 
-const card = (presets: Record<string, Record<string, number>>) => ({ summary: "", settings: { shifted_learning_rate: {} }, presets });
-const models = { methods: { source: card({ paper: {} }), tcr: card({ paper: {}, attune: { learn_from_shift: 2.5 } }) } } as unknown as Models;
+const card = (presets: Record<string, Record<string, number>>) => ({
+  summary: "",
+  settings: { shifted_learning_rate: {} },
+  presets,
+});
+const models = {
+  methods: { source: card({ paper: {} }), tcr: card({ paper: {}, attune: { learn_from_shift: 2.5 } }) },
+} as unknown as Models;
 
 test("methods are offered with their presets, and a stream's own settings are told", () => {
   const choices = methodChoices(models);
-  assert.deepEqual(choices.map(({ value }) => value), ["source", "tcr", "tcr:attune", QUICK]);
-  assert.equal(chosenMethod({ method: "tcr", settings: { shifted_learning_rate: 0.003, preset: "attune" } }, choices), QUICK);
+  assert.deepEqual(
+    choices.map(({ value }) => value),
+    ["source", "tcr", "tcr:attune", QUICK],
+  );
+  assert.equal(
+    chosenMethod({ method: "tcr", settings: { shifted_learning_rate: 0.003, preset: "attune" } }, choices),
+    QUICK,
+  );
   assert.equal(chosenMethod({ method: "tcr", settings: { steps: 2 } }, choices), OWN);
   assert.equal(chosenMethod(undefined, choices), null);
 });
 
 test("another method drops what was learned of galleries, not what the classifier learned", () => {
-  const tracks = [{ batches: 2, direction: "image->text" }, { batches: 3, direction: "text->image" }, { batches: 5, direction: "audio+video->label" }];
+  const tracks = [
+    { batches: 2, direction: "image->text" },
+    { batches: 3, direction: "text->image" },
+    { batches: 5, direction: "audio+video->label" },
+  ];
   assert.equal(learnedBatches({ tracks } as unknown as StreamCard), 5);
   assert.equal(learnedBatches(undefined), 0);
 });
 
 test("what happened to a query is said in words, with the reason", () => {
   const adaptation = { method: "tcr", mode: "sync", direction: "text->image", state_version: 1, batch_size: 1 };
-  assert.match(statusOf({ ...adaptation, status: "skipped", reason: "the batch looks clean" }).text, /did not learn from this query: the batch looks clean\.$/);
+  assert.match(
+    statusOf({ ...adaptation, status: "skipped", reason: "the batch looks clean" }).text,
+    /did not learn from this query: the batch looks clean\.$/,
+  );
   assert.match(statusOf({ ...adaptation, status: "undone", reason: "" }).text, /dropped again\.$/);
 });

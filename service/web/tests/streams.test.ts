@@ -27,22 +27,64 @@ function past(count: number, more: Partial<History> = {}): History {
 
 function trackWith(more: Partial<Track> = {}, guard: Partial<Track["guard"]> = {}): Track {
   return {
-    gallery: "demo", direction: "text->image", version: 3, batches: 3, applied: 3, skipped: 0, undone: 0, shed: 0,
-    gathered: 0, memory_size: 0, state_bytes: 0, last_reason: "", drift: null, losses: null, recent: past(3),
-    guard: { policy: "rollback", batches: 3, finding: null, cooldown_batches: 0, good_version: null, figures: {}, events: [], ...guard },
+    gallery: "demo",
+    direction: "text->image",
+    version: 3,
+    batches: 3,
+    applied: 3,
+    skipped: 0,
+    undone: 0,
+    shed: 0,
+    gathered: 0,
+    memory_size: 0,
+    state_bytes: 0,
+    last_reason: "",
+    drift: null,
+    losses: null,
+    recent: past(3),
+    guard: {
+      policy: "rollback",
+      batches: 3,
+      finding: null,
+      cooldown_batches: 0,
+      good_version: null,
+      figures: {},
+      events: [],
+      ...guard,
+    },
     ...more,
   };
 }
 
 function card(name: string, tracks: Track[], more: Partial<StreamCard> = {}): StreamCard {
   return {
-    name, pinned: false, method: "tcr", settings: {}, classify: null, guard: {}, calibrations: {}, version: 3, batches: 3,
-    created_at: 0, last_seen: NOW - 1, tracks, ...more,
+    name,
+    pinned: false,
+    method: "tcr",
+    settings: {},
+    classify: null,
+    guard: {},
+    calibrations: {},
+    version: 3,
+    batches: 3,
+    created_at: 0,
+    last_seen: NOW - 1,
+    tracks,
+    ...more,
   };
 }
 
 function event(action: string, finding: string, at: number): GuardEvent {
-  return { time: at, stream: "s", track: "demo/text->image", batch: 3, finding, action, reason: "distance 0.2 from the source", figures: {} };
+  return {
+    time: at,
+    stream: "s",
+    track: "demo/text->image",
+    batch: 3,
+    finding,
+    action,
+    reason: "distance 0.2 from the source",
+    figures: {},
+  };
 }
 
 const stateOf = (...tracks: Track[]) => conditionOf(card("s", tracks), NOW);
@@ -71,7 +113,10 @@ test("the last batch decides whether something was undone", () => {
 });
 
 test("batches that are skipped for a finding are told, and a warning that changes nothing is less", () => {
-  assert.equal(stateOf(trackWith({}, { finding: "crowded", events: [event("skip", "crowded", NOW - 9)] })).name, "skipping");
+  assert.equal(
+    stateOf(trackWith({}, { finding: "crowded", events: [event("skip", "crowded", NOW - 9)] })).name,
+    "skipping",
+  );
   assert.equal(stateOf(trackWith({}, { finding: "harm", events: [event("warn", "harm", NOW - 9)] })).name, "warned");
 });
 
@@ -106,21 +151,31 @@ const guardedAt = (at: number) => trackWith({}, { cooldown_batches: 1, events: [
 
 test("the worst comes first, then what began last, then who was seen last, then the name", () => {
   const rows = [
-    row("b", [trackWith()]), row("a", [trackWith()]), row("later", [trackWith()], { last_seen: NOW }),
-    row("old-harm", [guardedAt(NOW - 500)]), row("harm", [guardedAt(NOW - 5)]), row("new", []),
+    row("b", [trackWith()]),
+    row("a", [trackWith()]),
+    row("later", [trackWith()], { last_seen: NOW }),
+    row("old-harm", [guardedAt(NOW - 500)]),
+    row("harm", [guardedAt(NOW - 5)]),
+    row("new", []),
   ];
   assert.deepEqual(names(rows.toSorted(comparison(WORST_FIRST))), ["harm", "old-harm", "later", "a", "b", "new"]);
 });
 
 test("what is not known comes last in either direction", () => {
-  const rows = [row("none", []), row("low", [trackWith({ recent: past(1) })]), row("high", [trackWith({ recent: past(5) })])];
+  const rows = [
+    row("none", []),
+    row("low", [trackWith({ recent: past(1) })]),
+    row("high", [trackWith({ recent: past(5) })]),
+  ];
   assert.deepEqual(names(rows.toSorted(comparison({ column: "gap", down: true }))), ["high", "low", "none"]);
   assert.deepEqual(names(rows.toSorted(comparison({ column: "gap", down: false }))), ["low", "high", "none"]);
 });
 
 test("rows keep their places when one gets worse; newcomers go where they belong, leavers go", () => {
   const compare = comparison(WORST_FIRST);
-  const sorted = [row("b", [guardedAt(NOW - 5)]), row("new-harm", [guardedAt(NOW - 50)]), row("a", [trackWith()])].sort(compare);
+  const sorted = [row("b", [guardedAt(NOW - 5)]), row("new-harm", [guardedAt(NOW - 50)]), row("a", [trackWith()])].sort(
+    compare,
+  );
   assert.deepEqual(names(sorted), ["b", "new-harm", "a"]);
   assert.deepEqual(names(kept(["a", "gone", "b"], sorted, compare)), ["new-harm", "a", "b"]);
 });
@@ -150,13 +205,24 @@ test("a gap between what is known and what is recent has to be asked for, and so
 
 test("a card that ends before the history may be a restored one: the server is asked, and nothing is lost meanwhile", () => {
   const before = past(5);
-  assert.deepEqual(joined(before, trackWith({ recent: past(4, { at: before.at.slice(0, 4) }) })), { history: before, whole: false });
+  assert.deepEqual(joined(before, trackWith({ recent: past(4, { at: before.at.slice(0, 4) }) })), {
+    history: before,
+    whole: false,
+  });
 });
 
 test("undone batches, the first of each run of skipped ones and guard events are marked at their batches", () => {
   const history = past(6, { status: ["applied", "skipped", "skipped", "applied", "undone", "skipped"] });
   const marks = marksOf(history, [event("rollback", "harm", history.at[3]! - 0.2), event("warn", "harm", NOW + 100)]);
-  assert.deepEqual(marks.map(({ at, colour }) => [at, colour]), [[2, "warn"], [5, "bad"], [6, "warn"], [4, "bad"]]);
+  assert.deepEqual(
+    marks.map(({ at, colour }) => [at, colour]),
+    [
+      [2, "warn"],
+      [5, "bad"],
+      [6, "warn"],
+      [4, "bad"],
+    ],
+  );
 });
 
 const METHOD = {
@@ -172,7 +238,11 @@ const METHOD = {
 
 test("only what is set is sent, as the right kind of value", () => {
   const controls = controlsOf(METHOD, "");
-  const { settings, wrong } = settingsOf(controls, { steps: "5", rate: "none", mode: "div", online: "false" }, "attune");
+  const { settings, wrong } = settingsOf(
+    controls,
+    { steps: "5", rate: "none", mode: "div", online: "false" },
+    "attune",
+  );
   assert.deepEqual(settings, { preset: "attune", steps: 5, rate: null, mode: "div", online: false });
   assert.deepEqual(wrong, {});
   assert.deepEqual(settingsOf(controls, { steps: " ", mode: "" }, "").settings, {});
@@ -180,7 +250,12 @@ test("only what is set is sent, as the right kind of value", () => {
 
 test("what is out of bounds is told and not sent", () => {
   const controls = controlsOf(METHOD, "");
-  for (const [draft, words] of [[{ steps: "21" }, "at most 20"], [{ steps: "1.5" }, "Whole"], [{ rate: "0" }, "above 0"], [{ rate: "x" }, "no number"]] as const) {
+  for (const [draft, words] of [
+    [{ steps: "21" }, "at most 20"],
+    [{ steps: "1.5" }, "Whole"],
+    [{ rate: "0" }, "above 0"],
+    [{ rate: "x" }, "no number"],
+  ] as const) {
     const { settings, wrong } = settingsOf(controls, draft, "");
     assert.deepEqual(settings, {});
     assert.match(Object.values(wrong)[0] ?? "", new RegExp(words));

@@ -19,7 +19,10 @@ export function Dialog(props: { title: string; close: () => void; children: Comp
     };
   }, []);
   return (
-    <dialog ref={element} class={props.wide ? "wide" : ""} aria-labelledby={title}
+    <dialog
+      ref={element}
+      class={props.wide ? "wide" : ""}
+      aria-labelledby={title}
       onCancel={(event) => {
         // Leaving a file chooser inside is a "cancel" too, and it bubbles.
         if (event.target !== event.currentTarget) return;
@@ -29,10 +32,13 @@ export function Dialog(props: { title: string; close: () => void; children: Comp
       onClose={() => {
         // A second Escape closes a dialog whatever the page says.
         if (mounted.current) props.close();
-      }}>
+      }}
+    >
       <header>
         <h2 id={title}>{props.title}</h2>
-        <button type="button" class="icon" aria-label="Close" onClick={props.close}>✕</button>
+        <button type="button" class="icon" aria-label="Close" onClick={props.close}>
+          ✕
+        </button>
       </header>
       {props.children}
     </dialog>
@@ -71,8 +77,12 @@ export function Confirmation() {
     <Dialog title={asked.title} close={() => asked.answer(false)}>
       <p>{asked.text}</p>
       <footer>
-        <button type="button" onClick={() => asked.answer(false)}>Cancel</button>
-        <button type="button" class="danger" onClick={() => asked.answer(true)}>{asked.action}</button>
+        <button type="button" onClick={() => asked.answer(false)}>
+          Cancel
+        </button>
+        <button type="button" class="danger" onClick={() => asked.answer(true)}>
+          {asked.action}
+        </button>
       </footer>
     </Dialog>
   );

@@ -36,7 +36,15 @@ async function walk(entry: FileSystemEntry, found: File[]): Promise<void> {
 }
 
 /** A place for files: dropped, chosen with a click or the keyboard, or pasted while it has the focus. */
-export function Drop(props: { label: string; accept: string; multiple?: boolean; files: (files: File[]) => void; children?: ComponentChildren; disabled?: boolean; class?: string }) {
+export function Drop(props: {
+  label: string;
+  accept: string;
+  multiple?: boolean;
+  files: (files: File[]) => void;
+  children?: ComponentChildren;
+  disabled?: boolean;
+  class?: string;
+}) {
   const [over, setOver] = useState(false);
   const input = useRef<HTMLInputElement>(null);
   const take = (list: Iterable<File> | null | undefined) => {
@@ -44,7 +52,8 @@ export function Drop(props: { label: string; accept: string; multiple?: boolean;
     if (files.length > 0 && !props.disabled) props.files(props.multiple ? files : files.slice(0, 1));
   };
   return (
-    <div class={`drop ${over ? "over" : ""} ${props.class ?? ""}`}
+    <div
+      class={`drop ${over ? "over" : ""} ${props.class ?? ""}`}
       onDragOver={(event) => {
         event.preventDefault();
         setOver(true);
@@ -55,14 +64,29 @@ export function Drop(props: { label: string; accept: string; multiple?: boolean;
         setOver(false);
         if (event.dataTransfer) void filesOf(event.dataTransfer).then(take, () => take(null));
       }}
-      onPaste={(event) => take(event.clipboardData?.files)}>
+      onPaste={(event) => take(event.clipboardData?.files)}
+    >
       {props.children}
-      <button type="button" class="drop-button" disabled={props.disabled ?? false} onClick={() => input.current?.click()}>{props.label}</button>
-      <input ref={input} type="file" hidden aria-label={props.label} accept={props.accept} multiple={props.multiple ?? false}
+      <button
+        type="button"
+        class="drop-button"
+        disabled={props.disabled ?? false}
+        onClick={() => input.current?.click()}
+      >
+        {props.label}
+      </button>
+      <input
+        ref={input}
+        type="file"
+        hidden
+        aria-label={props.label}
+        accept={props.accept}
+        multiple={props.multiple ?? false}
         onChange={(event) => {
           take(event.currentTarget.files);
           event.currentTarget.value = "";
-        }} />
+        }}
+      />
     </div>
   );
 }

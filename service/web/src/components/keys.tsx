@@ -22,16 +22,28 @@ export function KeyDialog() {
           event.preventDefault();
           keys.value = { ...keys.value, [wanted.kind]: text.trim() };
           close(true);
-        }}>
+        }}
+      >
         <p role="alert">{wanted.why}</p>
         <label class="field">
           <span>{NAMES[wanted.kind]}</span>
-          <input type="password" name="key" autocomplete="off" required value={text} onInput={(event) => setText(event.currentTarget.value)} />
+          <input
+            type="password"
+            name="key"
+            autocomplete="off"
+            required
+            value={text}
+            onInput={(event) => setText(event.currentTarget.value)}
+          />
         </label>
         <p class="hint">It is kept in the memory of this page, and gone when the page is.</p>
         <footer>
-          <button type="button" onClick={() => close(false)}>Cancel</button>
-          <button type="submit" class="primary">Use it</button>
+          <button type="button" onClick={() => close(false)}>
+            Cancel
+          </button>
+          <button type="submit" class="primary">
+            Use it
+          </button>
         </footer>
       </form>
     </Dialog>
@@ -46,7 +58,11 @@ export function KeyButton() {
   // A request that needs the key asks for it, and asks again while it is wrong.
   const ask = () => void (server.admin ? unlock() : tell(loadGalleries));
   return (
-    <button type="button" class={`key ${held ? "held" : ""}`} onClick={() => (held ? (keys.value = { admin: "", api: "" }) : ask())}>
+    <button
+      type="button"
+      class={`key ${held ? "held" : ""}`}
+      onClick={() => (held ? (keys.value = { admin: "", api: "" }) : ask())}
+    >
       {held ? "Forget key" : "Key …"}
     </button>
   );

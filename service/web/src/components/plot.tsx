@@ -47,7 +47,12 @@ const colourOf = (name: string): string =>
   getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim() || "gray";
 
 function options(props: PlotProps, width: number, hover: (place: number | null) => void): uPlot.Options {
-  const axis = { stroke: colourOf("muted"), grid: { stroke: colourOf("line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
+  const axis = {
+    stroke: colourOf("muted"),
+    grid: { stroke: colourOf("line"), width: 1 },
+    ticks: { show: false },
+    font: "11px system-ui, sans-serif",
+  };
   return {
     width,
     height: props.height ?? 160,
@@ -69,7 +74,9 @@ function options(props: PlotProps, width: number, hover: (place: number | null) 
         stroke: colourOf(line.colour),
         width: line.points ? 0 : 2,
         ...(line.dashed ? { dash: [5, 4] } : {}),
-        points: line.points ? { show: true, size: 7, fill: colourOf(line.colour) } : { show: props.x.length < 2, size: 5 },
+        points: line.points
+          ? { show: true, size: 7, fill: colourOf(line.colour) }
+          : { show: props.x.length < 2, size: 5 },
         spanGaps: true,
       })),
     ],
@@ -109,7 +116,13 @@ export function Plot(props: PlotProps) {
   const holder = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const [hovered, setHovered] = useState<number | null>(null);
-  const shape = JSON.stringify([props.lines.map(({ label, colour, dashed, points }) => [label, colour, dashed, points]), props.height, props.range, props.time, theme.value]);
+  const shape = JSON.stringify([
+    props.lines.map(({ label, colour, dashed, points }) => [label, colour, dashed, points]),
+    props.height,
+    props.range,
+    props.time,
+    theme.value,
+  ]);
   const marks = JSON.stringify(props.marks ?? []);
   const data = [props.x, ...props.lines.map((line) => line.values)] as uPlot.AlignedData;
 
@@ -138,7 +151,9 @@ export function Plot(props: PlotProps) {
   return (
     <figure class="plot" aria-label={summary(props)}>
       <figcaption>
-        <span class="plot-title" title={props.hint}>{props.title}</span>
+        <span class="plot-title" title={props.hint}>
+          {props.title}
+        </span>
         <span class="plot-legend">
           {props.lines.map((line) => (
             <span key={line.label}>

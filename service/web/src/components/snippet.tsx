@@ -16,13 +16,27 @@ export function CopyAs() {
   const code = !open ? "" : form === "curl" ? asCurl(call, location.origin, key) : asPython(call, location.origin, key);
   return (
     <>
-      <button type="button" class="quiet" onClick={() => setOpen(true)}>Copy as curl / Python</button>
+      <button type="button" class="quiet" onClick={() => setOpen(true)}>
+        Copy as curl / Python
+      </button>
       {open && (
         <Dialog title={`${call.method} ${call.path.split("?")[0]}`} close={() => setOpen(false)} wide>
-          <Segments label="Language" value={form} choices={[{ value: "curl", label: "curl" }, { value: "python", label: "Python" }]} change={setForm} />
-          <pre class="code" tabIndex={0}><code>{code}</code></pre>
+          <Segments
+            label="Language"
+            value={form}
+            choices={[
+              { value: "curl", label: "curl" },
+              { value: "python", label: "Python" },
+            ]}
+            change={setForm}
+          />
+          <pre class="code" tabIndex={0}>
+            <code>{code}</code>
+          </pre>
           <footer>
-            <button type="button" class="primary" onClick={() => void copy(code)}>Copy</button>
+            <button type="button" class="primary" onClick={() => void copy(code)}>
+              Copy
+            </button>
           </footer>
         </Dialog>
       )}

@@ -28,7 +28,11 @@ apply();
 export function ThemeButton() {
   const next = theme.value === "dark" ? "light" : "dark";
   return (
-    <button type="button" class="icon" aria-label={`Use ${next} colours`} title={`Use ${next} colours`}
+    <button
+      type="button"
+      class="icon"
+      aria-label={`Use ${next} colours`}
+      title={`Use ${next} colours`}
       onClick={() => {
         choice.value = next;
         try {
@@ -37,8 +41,12 @@ export function ThemeButton() {
           // The choice holds until the page is left.
         }
         apply();
-      }}>
-      <svg viewBox="0 0 20 20" width="18" height="18" aria-hidden="true"><circle cx="10" cy="10" r="6.5" fill="none" stroke="currentColor" stroke-width="1.6" /><path d="M10 3.500a6.500 6.500 0 0 1 0 13z" fill="currentColor" /></svg>
+      }}
+    >
+      <svg viewBox="0 0 20 20" width="18" height="18" aria-hidden="true">
+        <circle cx="10" cy="10" r="6.5" fill="none" stroke="currentColor" stroke-width="1.6" />
+        <path d="M10 3.500a6.500 6.500 0 0 1 0 13z" fill="currentColor" />
+      </svg>
     </button>
   );
 }

@@ -6,12 +6,16 @@ export function Toasts() {
     <div class="toasts">
       {(["info", "error"] as const).map((kind) => (
         <div key={kind} role={kind === "error" ? "alert" : "status"}>
-          {toasts.value.filter((toast) => toast.kind === kind).map((toast) => (
-            <p key={toast.id} class={`toast ${kind}`}>
-              <span>{toast.text}</span>
-              <button type="button" class="icon" aria-label="Dismiss" onClick={() => dismiss(toast.id)}>✕</button>
-            </p>
-          ))}
+          {toasts.value
+            .filter((toast) => toast.kind === kind)
+            .map((toast) => (
+              <p key={toast.id} class={`toast ${kind}`}>
+                <span>{toast.text}</span>
+                <button type="button" class="icon" aria-label="Dismiss" onClick={() => dismiss(toast.id)}>
+                  ✕
+                </button>
+              </p>
+            ))}
         </div>
       ))}
     </div>

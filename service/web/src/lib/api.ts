@@ -57,7 +57,6 @@ function wantsAdmin(method: string, path: string): boolean {
   return path.startsWith("/admin") || (path.startsWith("/galleries") && method !== "GET") || path.includes("/canaries");
 }
 
-
 /** The kind of key that a request carries; null: there is none to carry. */
 export function keyKind(method: string, path: string): KeyKind | null {
   const order: KeyKind[] = wantsAdmin(method, path) ? ["admin", "api"] : ["api", "admin"];
@@ -74,7 +73,9 @@ async function failureOf(response: Response): Promise<ApiError> {
   const retry = Number(response.headers.get("Retry-After"));
   const after = Number.isFinite(retry) && retry > 0 ? retry : null;
   try {
-    const { error } = (await response.json()) as { error: { code: string; message: string; details: Record<string, Json> } };
+    const { error } = (await response.json()) as {
+      error: { code: string; message: string; details: Record<string, Json> };
+    };
     return new ApiError(response.status, error.code, error.message, error.details, after);
   } catch {
     return new ApiError(response.status, "no_answer", `the server answered ${response.status}`, {}, after);
@@ -99,7 +100,11 @@ function askForKey(kind: KeyKind, why: string): Promise<boolean> {
 async function send(method: string, path: string, options: Options): Promise<Response> {
   const kind: KeyKind = wantsAdmin(method, path) ? "admin" : "api";
   for (;;) {
-    const init: RequestInit = { method, headers: keyHeaders(method, path), cache: method === "GET" ? "default" : "no-store" };
+    const init: RequestInit = {
+      method,
+      headers: keyHeaders(method, path),
+      cache: method === "GET" ? "default" : "no-store",
+    };
     if (options.signal) init.signal = options.signal;
     if (options.upload) {
       init.body = options.upload;

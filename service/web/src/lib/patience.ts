@@ -47,7 +47,11 @@ export async function patiently<T>(
 }
 
 /** Answers in the order of `values`; at most `most` are worked on at a time. */
-export async function everyOne<T, R>(values: readonly T[], most: number, work: (value: T, place: number) => Promise<R>): Promise<R[]> {
+export async function everyOne<T, R>(
+  values: readonly T[],
+  most: number,
+  work: (value: T, place: number) => Promise<R>,
+): Promise<R[]> {
   const made = new Array<R>(values.length);
   let next = 0;
   const worker = async () => {

@@ -34,7 +34,10 @@ export async function prepared(file: Blob, mostBytes: number): Promise<string> {
     throw new Error("this is no picture that can be read");
   }
   const scale = Math.min(1, SENT_PIXELS / Math.max(bitmap.width, bitmap.height));
-  const canvas = new OffscreenCanvas(Math.max(1, Math.round(bitmap.width * scale)), Math.max(1, Math.round(bitmap.height * scale)));
+  const canvas = new OffscreenCanvas(
+    Math.max(1, Math.round(bitmap.width * scale)),
+    Math.max(1, Math.round(bitmap.height * scale)),
+  );
   const context = canvas.getContext("2d");
   if (!context) throw new Error("the browser cannot draw");
   context.fillStyle = "white";

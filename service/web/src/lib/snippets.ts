@@ -36,7 +36,9 @@ export function pythonValue(value: Json): string {
   if (typeof value === "boolean") return value ? "True" : "False";
   if (Array.isArray(value)) return `[${value.map(pythonValue).join(", ")}]`;
   if (typeof value === "object") {
-    return `{${Object.entries(value).map(([name, inner]) => `${JSON.stringify(name)}: ${pythonValue(inner)}`).join(", ")}}`;
+    return `{${Object.entries(value)
+      .map(([name, inner]) => `${JSON.stringify(name)}: ${pythonValue(inner)}`)
+      .join(", ")}}`;
   }
   return JSON.stringify(value);
 }
@@ -53,7 +55,10 @@ export function pythonCall(name: string, positional: Json[], named: Record<strin
 export function asPython(call: Call, origin: string, key: KeyKind | null): string {
   if (call.python) {
     const given = key ? `, ${key}_key="..."` : "";
-    const lines = call.python.split("\n").map((line) => `    ${line}`).join("\n");
+    const lines = call.python
+      .split("\n")
+      .map((line) => `    ${line}`)
+      .join("\n");
     return `from attune import Client\n\nwith Client(${JSON.stringify(origin)}${given}) as client:\n${lines}\n`;
   }
   const headers = key ? ', headers={"Authorization": "Bearer ..."}' : "";
@@ -63,7 +68,8 @@ export function asPython(call: Call, origin: string, key: KeyKind | null): strin
 }
 
 function shortened(value: Json): Json {
-  if (typeof value === "string") return value.length > 200 && value.startsWith("data:") ? `${value.slice(0, 40)}...` : value;
+  if (typeof value === "string")
+    return value.length > 200 && value.startsWith("data:") ? `${value.slice(0, 40)}...` : value;
   if (Array.isArray(value)) return value.map(shortened);
   if (value !== null && typeof value === "object") {
     return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, shortened(inner)]));

@@ -157,13 +157,7 @@ export interface ClassifyAnswer {
 }
 
 export type Figure =
-  | "modality_gap"
-  | "modality_gap_target"
-  | "uniformity"
-  | "entropy_nats"
-  | "source_likeness"
-  | "shift"
-  | "loss";
+  "modality_gap" | "modality_gap_target" | "uniformity" | "entropy_nats" | "source_likeness" | "shift" | "loss";
 
 /** Columns of equal length, the oldest first. */
 export interface History extends Partial<Record<Figure, (number | null)[]>> {

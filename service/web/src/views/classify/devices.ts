@@ -18,7 +18,8 @@ const CONSTRAINTS: Record<Kind, MediaStreamConstraints> = {
 
 /** Why the browser lets no page at this address have a camera; empty: it does. */
 export function whyNever(secure: boolean, has: boolean): string {
-  if (!secure) return "Browsers give camera and microphone to pages over https, or on localhost, only. This page came over plain http.";
+  if (!secure)
+    return "Browsers give camera and microphone to pages over https, or on localhost, only. This page came over plain http.";
   return has ? "" : "This browser gives pages no camera or microphone.";
 }
 
@@ -50,7 +51,10 @@ async function opened(wanted: Wanted): Promise<Opened> {
   const kinds = (["camera", "microphone"] as const).filter((kind) => wanted[kind]);
   if (kinds.length === 2) {
     try {
-      return { media: await navigator.mediaDevices.getUserMedia({ ...CONSTRAINTS.camera, ...CONSTRAINTS.microphone }), troubles: [] };
+      return {
+        media: await navigator.mediaDevices.getUserMedia({ ...CONSTRAINTS.camera, ...CONSTRAINTS.microphone }),
+        troubles: [],
+      };
     } catch {
       // One of the two is to blame; the other may do.
     }
@@ -59,7 +63,8 @@ async function opened(wanted: Wanted): Promise<Opened> {
   const troubles: string[] = [];
   for (const kind of kinds) {
     try {
-      for (const track of (await navigator.mediaDevices.getUserMedia(CONSTRAINTS[kind])).getTracks()) media.addTrack(track);
+      for (const track of (await navigator.mediaDevices.getUserMedia(CONSTRAINTS[kind])).getTracks())
+        media.addTrack(track);
     } catch (error) {
       troubles.push(whyNot(error, kind));
     }
@@ -105,14 +110,20 @@ export class Capture {
   }
 
   has(kind: Kind): boolean {
-    return this.media.getTracks().some((track) => track.readyState === "live" && track.kind === (kind === "camera" ? "video" : "audio"));
+    return this.media
+      .getTracks()
+      .some((track) => track.readyState === "live" && track.kind === (kind === "camera" ? "video" : "audio"));
   }
 
   private async listen(seconds: number): Promise<void> {
     const context = (this.audio = new AudioContext());
     await context.audioWorklet.addModule(RECORDER_URL);
     const heard = (this.heard = new LastSamples(Math.round(seconds * context.sampleRate)));
-    const recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
+    const recorder = new AudioWorkletNode(context, "recorder", {
+      numberOfOutputs: 0,
+      channelCount: 1,
+      channelCountMode: "explicit",
+    });
     recorder.port.onmessage = ({ data }: MessageEvent<Float32Array>) => heard.add(data);
     context.createMediaStreamSource(this.media).connect(recorder);
     await context.resume();
@@ -140,7 +151,9 @@ export class Capture {
 
   /** The last seconds as WAV; null: so much was not heard yet. */
   sound(): Blob | null {
-    return this.has("microphone") && this.heard?.full && this.audio ? wav(this.heard.samples(), this.audio.sampleRate) : null;
+    return this.has("microphone") && this.heard?.full && this.audio
+      ? wav(this.heard.samples(), this.audio.sampleRate)
+      : null;
   }
 
   stop(): void {

@@ -15,7 +15,10 @@ export function ClassifyView() {
     <div class="stack">
       <div>
         <h1>Classify</h1>
-        <p class="muted classify-lead">What is heard and seen? The frozen source model answers beside a stream that learns from its samples while it serves.</p>
+        <p class="muted classify-lead">
+          What is heard and seen? The frozen source model answers beside a stream that learns from its samples while it
+          serves.
+        </p>
       </div>
       <div class="classify-top">
         <SampleCard />

@@ -23,17 +23,27 @@ export function methodChoices(classifier: Models["classifier"]): MethodChoice[] 
   return Object.entries(classifier?.methods ?? {}).flatMap(([method, card]) => {
     const plain = { value: method, label: method, method, settings: {} };
     if (method !== "brimpr" || !card.settings.learning_rate) return [plain];
-    return [plain, { value: QUICK, label: `brimpr, fast (rate ${QUICK_RATE})`, method, settings: { learning_rate: QUICK_RATE } }];
+    return [
+      plain,
+      { value: QUICK, label: `brimpr, fast (rate ${QUICK_RATE})`, method, settings: { learning_rate: QUICK_RATE } },
+    ];
   });
 }
 
 const sorted = (settings: Record<string, Json>): string => JSON.stringify(Object.entries(settings).sort());
 
 /** The choice that a stream has; `usual` where the stream is new, OWN where it is none of these. */
-export function chosenMethod(card: Pick<StreamCard, "classify"> | undefined, choices: readonly MethodChoice[], usual: string): string {
+export function chosenMethod(
+  card: Pick<StreamCard, "classify"> | undefined,
+  choices: readonly MethodChoice[],
+  usual: string,
+): string {
   const has = card?.classify;
   if (!has) return usual;
-  return choices.find((choice) => choice.method === has.method && sorted(choice.settings) === sorted(has.settings))?.value ?? OWN;
+  return (
+    choices.find((choice) => choice.method === has.method && sorted(choice.settings) === sorted(has.settings))?.value ??
+    OWN
+  );
 }
 
 const CLASSIFIED = "audio+video->label";
@@ -53,7 +63,12 @@ async function describe(name: string, signal?: AbortSignal): Promise<StreamCard 
 }
 
 /** Give a stream a method; asks first where that drops something. False: it was not done. */
-export async function configure(name: string, choice: MethodChoice, usual: string, signal?: AbortSignal): Promise<boolean> {
+export async function configure(
+  name: string,
+  choice: MethodChoice,
+  usual: string,
+  signal?: AbortSignal,
+): Promise<boolean> {
   const card = await describe(name, signal);
   if (card?.classify && chosenMethod(card, [choice], OWN) === choice.value) return true;
   const batches = learned(card);

@@ -10,18 +10,38 @@ const STRONGEST = 5;
 
 function choicesOf(medium: Medium): Choice<string>[] {
   const cards = corruptions.value?.[medium] ?? [];
-  return [{ value: CLEAN, label: "clean" }, ...cards.map((card) => ({ value: card.name, label: spaced(card.name), group: card.group }))];
+  return [
+    { value: CLEAN, label: "clean" },
+    ...cards.map((card) => ({ value: card.name, label: spaced(card.name), group: card.group })),
+  ];
 }
 
 /** Which corruption and how strong; null: none. */
-export function CorruptionFields(props: { medium: Medium; label: string; value: Corruption | null; change: (value: Corruption | null) => void; disabled?: boolean }) {
+export function CorruptionFields(props: {
+  medium: Medium;
+  label: string;
+  value: Corruption | null;
+  change: (value: Corruption | null) => void;
+  disabled?: boolean;
+}) {
   const { value, disabled = false } = props;
   return (
     <>
-      <Select label={props.label} value={value?.name ?? CLEAN} choices={choicesOf(props.medium)} disabled={disabled}
-        change={(name) => props.change(name === CLEAN ? null : { name, severity: value?.severity ?? STRONGEST })} />
-      <Slider label="Severity" value={value?.severity ?? STRONGEST} min={1} max={STRONGEST} disabled={value === null || disabled}
-        change={(severity) => value && props.change({ ...value, severity })} />
+      <Select
+        label={props.label}
+        value={value?.name ?? CLEAN}
+        choices={choicesOf(props.medium)}
+        disabled={disabled}
+        change={(name) => props.change(name === CLEAN ? null : { name, severity: value?.severity ?? STRONGEST })}
+      />
+      <Slider
+        label="Severity"
+        value={value?.severity ?? STRONGEST}
+        min={1}
+        max={STRONGEST}
+        disabled={value === null || disabled}
+        change={(severity) => value && props.change({ ...value, severity })}
+      />
     </>
   );
 }
@@ -42,13 +62,20 @@ export function Wave(props: { uri: string; label: string }) {
       gone = true;
     };
   }, [props.uri]);
-  const path = heights?.values.map((value, column) => {
-    const half = Math.max(0.75, value * (HEIGHT / 2 - 2));
-    return `M${column * 2 + 1} ${(HEIGHT / 2 - half).toFixed(1)}V${(HEIGHT / 2 + half).toFixed(1)}`;
-  }).join("");
+  const path = heights?.values
+    .map((value, column) => {
+      const half = Math.max(0.75, value * (HEIGHT / 2 - 2));
+      return `M${column * 2 + 1} ${(HEIGHT / 2 - half).toFixed(1)}V${(HEIGHT / 2 + half).toFixed(1)}`;
+    })
+    .join("");
   return (
-    <svg class="classify-wave" viewBox={`0 0 ${COLUMNS * 2} ${HEIGHT}`} preserveAspectRatio="none" role="img"
-      aria-label={`${props.label}${heights ? `, ${heights.seconds.toFixed(1)} seconds` : ""}`}>
+    <svg
+      class="classify-wave"
+      viewBox={`0 0 ${COLUMNS * 2} ${HEIGHT}`}
+      preserveAspectRatio="none"
+      role="img"
+      aria-label={`${props.label}${heights ? `, ${heights.seconds.toFixed(1)} seconds` : ""}`}
+    >
       {path && <path d={path} />}
     </svg>
   );
@@ -71,8 +98,14 @@ export function Hear(props: { uri: string; label: string }) {
     made.play().catch(stop);
   };
   return (
-    <button type="button" class="classify-hear" aria-label={playing ? "Stop the sound" : props.label} onClick={playing ? stop : play}>
-      <span aria-hidden="true">{playing ? "■" : "▶"}</span>{playing ? "Stop" : "Hear"}
+    <button
+      type="button"
+      class="classify-hear"
+      aria-label={playing ? "Stop the sound" : props.label}
+      onClick={playing ? stop : play}
+    >
+      <span aria-hidden="true">{playing ? "■" : "▶"}</span>
+      {playing ? "Stop" : "Hear"}
     </button>
   );
 }

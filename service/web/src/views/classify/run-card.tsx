@@ -10,7 +10,21 @@ import { entropies, movingAccuracy, SIDES, verdict, type Entry, type Side } from
 import { methodChoices, QUICK } from "./methods.ts";
 import { CorruptionFields } from "./parts.tsx";
 import { MEDIA, type Batch, type Plan } from "./run.ts";
-import { batchSize, method, nameOf, ownName, planned, run, samples, start, starting, startTrouble, stop, tryOne, type Run } from "./runner.ts";
+import {
+  batchSize,
+  method,
+  nameOf,
+  ownName,
+  planned,
+  run,
+  samples,
+  start,
+  starting,
+  startTrouble,
+  stop,
+  tryOne,
+  type Run,
+} from "./runner.ts";
 
 const COUNTS = [64, 128, 256, 512];
 const SIZES = [16, 32];
@@ -29,23 +43,45 @@ export function RunCard() {
       <div class="card-head">
         <div>
           <h2 id="classify-run">Send a stream</h2>
-          <p class="hint">Demo clips, all corrupted alike. Their labels are known, so both models can be scored while the stream learns, without being told them.</p>
+          <p class="hint">
+            Demo clips, all corrupted alike. Their labels are known, so both models can be scored while the stream
+            learns, without being told them.
+          </p>
         </div>
         <span class="row">
-          {going && <button type="button" onClick={() => {
-            stop();
-            focus.current?.focus();
-          }}>Stop</button>}
-          <button ref={focus} type="button" class="primary" aria-disabled={!ready} onClick={() => ready && void start(nameOf(), choice)}>
+          {going && (
+            <button
+              type="button"
+              onClick={() => {
+                stop();
+                focus.current?.focus();
+              }}
+            >
+              Stop
+            </button>
+          )}
+          <button
+            ref={focus}
+            type="button"
+            class="primary"
+            aria-disabled={!ready}
+            onClick={() => ready && void start(nameOf(), choice)}
+          >
             {starting.value ? "Starting …" : going ? "Sending …" : "Start"}
           </button>
         </span>
       </div>
       <Choices disabled={going || starting.value} />
-      {startTrouble.value && <p role="alert" class="classify-trouble">{startTrouble.value}</p>}
-      {run.value
-        ? <Course run={run.value} />
-        : <p class="empty">Press Start: the accuracy of the source model and of the stream appear here.</p>}
+      {startTrouble.value && (
+        <p role="alert" class="classify-trouble">
+          {startTrouble.value}
+        </p>
+      )}
+      {run.value ? (
+        <Course run={run.value} />
+      ) : (
+        <p class="empty">Press Start: the accuracy of the source model and of the stream appear here.</p>
+      )}
     </section>
   );
 }
@@ -56,14 +92,45 @@ function Choices({ disabled }: { disabled: boolean }) {
   return (
     <div class="classify-plan">
       {MEDIA.map((medium) => (
-        <CorruptionFields key={medium} medium={medium} label={medium === "audio" ? "Of the sound" : "Of the picture"} value={planned.value[medium]} disabled={disabled}
-          change={(value) => (planned.value = { ...planned.value, [medium]: value })} />
+        <CorruptionFields
+          key={medium}
+          medium={medium}
+          label={medium === "audio" ? "Of the sound" : "Of the picture"}
+          value={planned.value[medium]}
+          disabled={disabled}
+          change={(value) => (planned.value = { ...planned.value, [medium]: value })}
+        />
       ))}
-      <Select label="How many" value={String(samples.value)} choices={COUNTS.map(String)} disabled={disabled} change={(value) => (samples.value = Number(value))} />
-      <Select label="A batch" value={String(batchSize.value)} choices={(sizes.length ? sizes : [most]).map(String)} disabled={disabled} change={(value) => (batchSize.value = Number(value))} />
-      <StreamField label="Stream's name" value={nameOf()} change={(name) => (ownName.value = name)} disabled={disabled} />
-      <Select label="Stream's method" value={method.value} choices={methodChoices(models.value?.classifier ?? null)} disabled={disabled} change={(value) => (method.value = value)} />
-      {method.value === QUICK && <p class="hint classify-wide">The fast rate is ten times the paper's, whose streams are longer than these.</p>}
+      <Select
+        label="How many"
+        value={String(samples.value)}
+        choices={COUNTS.map(String)}
+        disabled={disabled}
+        change={(value) => (samples.value = Number(value))}
+      />
+      <Select
+        label="A batch"
+        value={String(batchSize.value)}
+        choices={(sizes.length ? sizes : [most]).map(String)}
+        disabled={disabled}
+        change={(value) => (batchSize.value = Number(value))}
+      />
+      <StreamField
+        label="Stream's name"
+        value={nameOf()}
+        change={(name) => (ownName.value = name)}
+        disabled={disabled}
+      />
+      <Select
+        label="Stream's method"
+        value={method.value}
+        choices={methodChoices(models.value?.classifier ?? null)}
+        disabled={disabled}
+        change={(value) => (method.value = value)}
+      />
+      {method.value === QUICK && (
+        <p class="hint classify-wide">The fast rate is ten times the paper's, whose streams are longer than these.</p>
+      )}
     </div>
   );
 }
@@ -74,7 +141,10 @@ function Course(props: { run: Run }) {
   const said = verdict(entries);
   return (
     <div class="classify-course">
-      <Progress value={entries.length / plan.samples} label={waiting || `${entries.length} of ${plan.samples} clips sent to ${plan.stream}`} />
+      <Progress
+        value={entries.length / plan.samples}
+        label={waiting || `${entries.length} of ${plan.samples} clips sent to ${plan.stream}`}
+      />
       <div class="classify-summary">
         <div class="classify-tiles" role="group" aria-label="Accuracy over the second half">
           <Tile side="source" label="Source" value={percent(said?.source)} />
@@ -82,17 +152,34 @@ function Course(props: { run: Run }) {
         </div>
         <div class="classify-verdict">
           <p role="status">{phase === "running" ? "" : ending(props.run, entries, said?.sentence)}</p>
-          {phase === "failed" && <p role="alert" class="classify-trouble">Stopped by an error: {trouble}</p>}
-          {phase === "running" && <p class="muted">{shiftOf(plan)} · {props.run.method}</p>}
+          {phase === "failed" && (
+            <p role="alert" class="classify-trouble">
+              Stopped by an error: {trouble}
+            </p>
+          )}
+          {phase === "running" && (
+            <p class="muted">
+              {shiftOf(plan)} · {props.run.method}
+            </p>
+          )}
           <p class="hint">{learned(batches)}</p>
         </div>
         {phase !== "running" && batches.length > 0 && (
           <p class="row">
-            <button type="button" onClick={() => void tell(async () => {
-              await tryOne(props.run);
-              document.getElementById("classify-sample")?.scrollIntoView({ block: "center" });
-            })}>Ask about one of these</button>
-            <a class="button" href={link("streams", plan.stream)}>Open the stream</a>
+            <button
+              type="button"
+              onClick={() =>
+                void tell(async () => {
+                  await tryOne(props.run);
+                  document.getElementById("classify-sample")?.scrollIntoView({ block: "center" });
+                })
+              }
+            >
+              Ask about one of these
+            </button>
+            <a class="button" href={link("streams", plan.stream)}>
+              Open the stream
+            </a>
           </p>
         )}
       </div>
@@ -103,7 +190,13 @@ function Course(props: { run: Run }) {
 }
 
 function shiftOf({ corruption }: Plan): string {
-  const parts = MEDIA.flatMap((medium) => (corruption[medium] ? [`${medium === "audio" ? "sound" : "picture"}: ${spaced(corruption[medium].name)}, severity ${corruption[medium].severity}`] : []));
+  const parts = MEDIA.flatMap((medium) =>
+    corruption[medium]
+      ? [
+          `${medium === "audio" ? "sound" : "picture"}: ${spaced(corruption[medium].name)}, severity ${corruption[medium].severity}`,
+        ]
+      : [],
+  );
   return parts.join("; ") || "clean clips";
 }
 
@@ -114,7 +207,9 @@ function ending({ phase, plan }: Run, entries: readonly Entry[], sentence: strin
 }
 
 function learned(batches: readonly Batch[]): string {
-  const not = batches.filter((batch) => batch.status === "skipped" || batch.status === "undone" || batch.status === "off");
+  const not = batches.filter(
+    (batch) => batch.status === "skipped" || batch.status === "undone" || batch.status === "off",
+  );
   if (batches.length === 0) return "";
   const why = not.at(-1)?.reason;
   return `Learned from ${batches.length - not.length} of ${batches.length} batches${why ? `; not from the last: ${why}` : ""}.`;
@@ -137,7 +232,12 @@ function LastSent({ batch }: { batch: Batch | undefined }) {
               <b>{entry.truth}</b>
               {SIDES.map((side) => (
                 <small key={side} class={`c-${side}`} title={`${side} says: ${entry[side]?.label ?? "nothing"}`}>
-                  <span aria-hidden="true">{mark(entry, side)} {side}</span><span class="unseen">{side} says {entry[side]?.label ?? "nothing"}.</span>
+                  <span aria-hidden="true">
+                    {mark(entry, side)} {side}
+                  </span>
+                  <span class="unseen">
+                    {side} says {entry[side]?.label ?? "nothing"}.
+                  </span>
                 </small>
               ))}
             </li>
@@ -152,13 +252,27 @@ function Plots({ batches, entries }: { batches: readonly Batch[]; entries: reado
   let sent = 0;
   const ends = batches.map((batch) => (sent += batch.entries.length));
   const x = ends;
-  const both = (of: (side: Side) => (number | null)[]) => SIDES.map((side) => ({ label: side, values: of(side), colour: side }));
-  const marks = batches.flatMap((batch, place) => (batch.status === "undone" ? [{ at: x[place]!, label: "taken back", colour: "bad" }] : []));
+  const both = (of: (side: Side) => (number | null)[]) =>
+    SIDES.map((side) => ({ label: side, values: of(side), colour: side }));
+  const marks = batches.flatMap((batch, place) =>
+    batch.status === "undone" ? [{ at: x[place]!, label: "taken back", colour: "bad" }] : [],
+  );
   const common = { x, marks, xLabel: "clips sent", group: "classify-run", height: 180 };
   return (
     <div class="classify-plots">
-      <Plot {...common} title={`Right, of the last ${WINDOW}`} lines={both((side) => movingAccuracy(entries, side, ends, WINDOW))} format={(value) => percent(value, 0)} />
-      <Plot {...common} title="Entropy" hint="How unsure the answers are, in nats: 0 is sure" lines={both((side) => entropies(entries, side, ends))} format={(value) => figure(value, 2)} />
+      <Plot
+        {...common}
+        title={`Right, of the last ${WINDOW}`}
+        lines={both((side) => movingAccuracy(entries, side, ends, WINDOW))}
+        format={(value) => percent(value, 0)}
+      />
+      <Plot
+        {...common}
+        title="Entropy"
+        hint="How unsure the answers are, in nats: 0 is sure"
+        lines={both((side) => entropies(entries, side, ends))}
+        format={(value) => figure(value, 2)}
+      />
     </div>
   );
 }

@@ -52,9 +52,14 @@ export async function* send(plan: Plan, asks: Asks, signal: AbortSignal): AsyncG
     const clean = await everyOne(clips, AT_ONCE, (clip) => again(() => asks.content(clip, signal)));
     const contents = await again(() => corrupted(clean, plan.corruption, plan.seed + start, asks.post, signal));
     const samples = contents.map(({ audio, image }) => ({ ...(audio && { audio }), ...(image && { image }) }));
-    const ask = (options: Record<string, Json>) => again(() => asks.post<ClassifyAnswer>("/classify", { samples, top: 1, ...options }, signal));
+    const ask = (options: Record<string, Json>) =>
+      again(() => asks.post<ClassifyAnswer>("/classify", { samples, top: 1, ...options }, signal));
     const [source, adapted] = await Promise.all([ask({ adapt: "off" }), ask({ adapt: "sync", stream: plan.stream })]);
-    const entries = clips.map((clip, place) => ({ truth: clip.label, source: said(source, place), adapted: said(adapted, place) }));
+    const entries = clips.map((clip, place) => ({
+      truth: clip.label,
+      source: said(source, place),
+      adapted: said(adapted, place),
+    }));
     yield { clips, contents, entries, status: adapted.adaptation.status, reason: adapted.adaptation.reason };
   }
 }
@@ -66,25 +71,35 @@ export function said(answer: ClassifyAnswer | null, place = 0): Said | null {
 }
 
 /** Sounds and pictures as the server corrupts them; a medium without a corruption stays as it is. */
-export async function corrupted(clean: readonly Content[], how: Plan["corruption"], seed: number, post: Asks["post"], signal: AbortSignal): Promise<Content[]> {
+export async function corrupted(
+  clean: readonly Content[],
+  how: Plan["corruption"],
+  seed: number,
+  post: Asks["post"],
+  signal: AbortSignal,
+): Promise<Content[]> {
   const made = clean.map((content) => ({ ...content }));
-  await Promise.all(MEDIA.map(async (medium) => {
-    const chosen = how[medium];
-    const places = made.flatMap((content, place) => (content[medium] === undefined ? [] : [place]));
-    if (!chosen || places.length === 0) return;
-    const queries = places.map((place) => ({ [medium]: made[place]![medium]! }));
-    const body = { corruption: chosen.name, severity: chosen.severity, seed, queries };
-    const answer = await post<{ queries: Content[] }>("/corruptions", body, signal);
-    places.forEach((place, query) => {
-      made[place]![medium] = answer.queries[query]![medium]!;
-    });
-  }));
+  await Promise.all(
+    MEDIA.map(async (medium) => {
+      const chosen = how[medium];
+      const places = made.flatMap((content, place) => (content[medium] === undefined ? [] : [place]));
+      if (!chosen || places.length === 0) return;
+      const queries = places.map((place) => ({ [medium]: made[place]![medium]! }));
+      const body = { corruption: chosen.name, severity: chosen.severity, seed, queries };
+      const answer = await post<{ queries: Content[] }>("/corruptions", body, signal);
+      places.forEach((place, query) => {
+        made[place]![medium] = answer.queries[query]![medium]!;
+      });
+    }),
+  );
   return made;
 }
 
 /** A stream's name that is not among `taken`: `rain-5`, else `rain-5-2` and so on. */
 export function freshName(how: Plan["corruption"], taken: ReadonlySet<string>): string {
-  const parts = MEDIA.flatMap((medium) => (how[medium] ? [`${how[medium].name.replaceAll("_", "-")}-${how[medium].severity}`] : []));
+  const parts = MEDIA.flatMap((medium) =>
+    how[medium] ? [`${how[medium].name.replaceAll("_", "-")}-${how[medium].severity}`] : [],
+  );
   const base = parts.join("-") || "clean-clips";
   for (let number = 1; ; number++) {
     const name = number === 1 ? base : `${base}-${number}`;

@@ -5,7 +5,16 @@ import { post } from "../../lib/api.ts";
 import { messageOf, models, stream, streams } from "../../lib/state.ts";
 import type { Clip } from "../../lib/types.ts";
 import { configure, QUICK, type MethodChoice } from "./methods.ts";
-import { freshName, send, type Asks, type Batch, type Content, type Corruption, type Medium, type Plan } from "./run.ts";
+import {
+  freshName,
+  send,
+  type Asks,
+  type Batch,
+  type Content,
+  type Corruption,
+  type Medium,
+  type Plan,
+} from "./run.ts";
 import { choose, contentOf, corruption, dropped, from, listClips, mode, sampleOf, zeroShot } from "./state.ts";
 
 /** Of what was measured on the demo clips, the clearest recovery within some hundred of them. */
@@ -33,7 +42,8 @@ const SEED = 1;
 const used = new Set<string>();
 let controller = new AbortController();
 
-export const nameOf = (): string => ownName.value || freshName(planned.value, new Set([...used, ...streams.value.keys()]));
+export const nameOf = (): string =>
+  ownName.value || freshName(planned.value, new Set([...used, ...streams.value.keys()]));
 
 const contents = new Map<string, Promise<Content>>();
 
@@ -60,7 +70,13 @@ export async function start(name: string, choice: MethodChoice): Promise<void> {
   controller.abort();
   const mine = (controller = new AbortController());
   const { signal } = mine;
-  const plan: Plan = { stream: name, corruption: planned.value, samples: samples.value, batch: batchSize.value, seed: SEED };
+  const plan: Plan = {
+    stream: name,
+    corruption: planned.value,
+    samples: samples.value,
+    batch: batchSize.value,
+    seed: SEED,
+  };
   starting.value = true;
   startTrouble.value = "";
   try {
@@ -93,14 +109,20 @@ async function follow(plan: Plan, signal: AbortSignal): Promise<void> {
     }
     change({ phase: signal.aborted ? "stopped" : "done", waiting: "" });
   } catch (error) {
-    change({ phase: signal.aborted ? "stopped" : "failed", trouble: signal.aborted ? "" : messageOf(error), waiting: "" });
+    change({
+      phase: signal.aborted ? "stopped" : "failed",
+      trouble: signal.aborted ? "" : messageOf(error),
+      waiting: "",
+    });
   }
 }
 
 /** The clip that shows the difference best: the last that the stream got right and the source did not, else the last. */
 export function telling(batches: readonly Batch[]): Clip | undefined {
   for (const { clips, entries } of batches.toReversed()) {
-    const place = entries.findIndex(({ truth, source, adapted }) => adapted?.label === truth && source?.label !== truth);
+    const place = entries.findIndex(
+      ({ truth, source, adapted }) => adapted?.label === truth && source?.label !== truth,
+    );
     if (place >= 0) return clips[place];
   }
   return batches.at(-1)?.clips.at(-1);
@@ -119,4 +141,3 @@ export async function tryOne({ plan, batches }: Run): Promise<void> {
   from.value = "clips";
   choose(one);
 }
-

@@ -7,7 +7,8 @@ const HEADER_BYTES = 44;
 /** A WAV file of one channel, 16 bits. `samples` from -1 to 1; beyond is clipped. */
 export function wav(samples: Float32Array, rate: number): Blob {
   const view = new DataView(new ArrayBuffer(HEADER_BYTES + samples.length * 2));
-  const text = (place: number, letters: string) => [...letters].forEach((letter, i) => view.setUint8(place + i, letter.charCodeAt(0)));
+  const text = (place: number, letters: string) =>
+    [...letters].forEach((letter, i) => view.setUint8(place + i, letter.charCodeAt(0)));
   text(0, "RIFF");
   view.setUint32(4, view.byteLength - 8, true);
   text(8, "WAVEfmt ");
@@ -20,7 +21,9 @@ export function wav(samples: Float32Array, rate: number): Blob {
   view.setUint16(34, 16, true);
   text(36, "data");
   view.setUint32(40, samples.length * 2, true);
-  samples.forEach((sample, place) => view.setInt16(HEADER_BYTES + place * 2, Math.round(Math.max(-1, Math.min(1, sample)) * 32767), true));
+  samples.forEach((sample, place) =>
+    view.setInt16(HEADER_BYTES + place * 2, Math.round(Math.max(-1, Math.min(1, sample)) * 32767), true),
+  );
   return new Blob([view.buffer], { type: "audio/wav" });
 }
 
@@ -62,13 +65,15 @@ export function peaks(samples: Float32Array, columns: number): number[] {
   return Array.from({ length: columns }, (_, column) => {
     let most = 0;
     const end = Math.floor(((column + 1) * samples.length) / columns);
-    for (let place = Math.floor((column * samples.length) / columns); place < end; place++) most = Math.max(most, Math.abs(samples[place]!));
+    for (let place = Math.floor((column * samples.length) / columns); place < end; place++)
+      most = Math.max(most, Math.abs(samples[place]!));
     return Math.min(1, most);
   });
 }
 
 /** Seconds that the classifier hears: its frames lie 10 ms apart and are 25 ms long. */
-export const heardSeconds = (frames: unknown): number => (typeof frames === "number" && frames > 0 ? frames * 0.01 + 0.015 : 10.24);
+export const heardSeconds = (frames: unknown): number =>
+  typeof frames === "number" && frames > 0 ? frames * 0.01 + 0.015 : 10.24;
 
 /** The bytes of a data URI. */
 export function bytesOf(uri: string): Uint8Array<ArrayBuffer> {
@@ -111,7 +116,8 @@ export async function preparedSound(file: Blob, limits: Limits): Promise<string>
     if (taken && file.size <= limits.bytes) return dataUri(file);
     throw new Error("this is no sound that can be read");
   }
-  if (taken && sound.seconds <= limits.seconds && file.size <= Math.min(limits.bytes, SMALL_BYTES)) return dataUri(file);
+  if (taken && sound.seconds <= limits.seconds && file.size <= Math.min(limits.bytes, SMALL_BYTES))
+    return dataUri(file);
   const most = Math.floor(Math.min(limits.seconds, (limits.bytes - HEADER_BYTES) / 2 / sound.rate) * sound.rate);
   return dataUri(wav(sound.samples.subarray(0, most), sound.rate));
 }

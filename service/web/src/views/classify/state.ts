@@ -66,7 +66,8 @@ export const hasClassifier = computed(() => models.value?.classifier != null);
 export const asTexts = computed(() => zeroShot.value || (models.value !== null && !hasClassifier.value));
 
 export const labelsWrong = computed(() =>
-  asTexts.value ? labelsTrouble(parseLabels(ownLabels.value), template.value, config.value?.limits.labels ?? 1000) : "");
+  asTexts.value ? labelsTrouble(parseLabels(ownLabels.value), template.value, config.value?.limits.labels ?? 1000) : "",
+);
 
 export async function loadCorruptions(): Promise<void> {
   try {
@@ -88,7 +89,8 @@ export function kept(content: Content, without: Record<Medium, boolean>, picture
 }
 
 function nothingLeft(): string {
-  if (asTexts.value) return "Labels of your own are found in pictures alone, and this sample has no picture that is sent.";
+  if (asTexts.value)
+    return "Labels of your own are found in pictures alone, and this sample has no picture that is sent.";
   return "Sound and picture are both left out, so there is nothing to ask about.";
 }
 
@@ -99,7 +101,13 @@ async function made(clean: Content, signal: AbortSignal): Promise<Content> {
   if (MEDIA.every((medium) => clean[medium] === undefined || !corruption.value[medium])) return clean;
   const key = JSON.stringify([clean, corruption.value]);
   if (lastMade?.key !== key) {
-    const [content] = await corrupted([clean], corruption.value, 0, (path, body, signal) => post(path, body, { signal }), signal);
+    const [content] = await corrupted(
+      [clean],
+      corruption.value,
+      0,
+      (path, body, signal) => post(path, body, { signal }),
+      signal,
+    );
     lastMade = { key, content: content! };
   }
   return lastMade.content;
@@ -110,7 +118,12 @@ const MOST_SHOWN = 10;
 function bodyOf(content: Content, adapt: Mode): { [name: string]: Json } {
   const labels = asTexts.value ? parseLabels(ownLabels.value) : [];
   const known = labels.length || (models.value?.classifier?.labels.length ?? MOST_SHOWN);
-  const body: { [name: string]: Json } = { samples: { ...content }, stream: stream.value, adapt, top: Math.min(1000, Math.max(known, 1)) };
+  const body: { [name: string]: Json } = {
+    samples: { ...content },
+    stream: stream.value,
+    adapt,
+    top: Math.min(1000, Math.max(known, 1)),
+  };
   if (labels.length > 0) {
     body.labels = labels;
     body.template = template.value;
@@ -131,7 +144,9 @@ export function fileName(of: Sample, medium: Medium, uri: string): string {
 /** Ask one model. `remember`: as the call to be copied. */
 async function askOne(side: Side, of: Sample, content: Content, signal: AbortSignal): Promise<ClassifyAnswer> {
   const body = bodyOf(content, side === "source" ? "off" : mode.value);
-  const named = MEDIA.flatMap((medium) => (content[medium] === undefined ? [] : [[medium, fileName(of, medium, content[medium])] as const]));
+  const named = MEDIA.flatMap((medium) =>
+    content[medium] === undefined ? [] : [[medium, fileName(of, medium, content[medium])] as const],
+  );
   const { samples: _, ...options } = body;
   const python = `answer = ${pythonCall("client.classify", [], { ...Object.fromEntries(named), ...options })}\nfor label in answer.results[0].labels:\n    print(label)`;
   const remember = side === "adapted" || mode.value === "off";
@@ -161,16 +176,18 @@ async function answer(of: Sample, signal: AbortSignal, ask: typeof askOne): Prom
   for (const side of SIDES) put(side, asked.includes(side as never) ? { busy: true } : NOTHING);
   const about = { truth: asTexts.value ? null : of.truth, off, name: of.name };
   const entry: Entry = { truth: about.truth, source: null, adapted: null };
-  const answers = await Promise.all(asked.map(async (side): Promise<[Side, Answered]> => {
-    try {
-      const answer = await ask(side, of, content, signal);
-      entry[side] = said(answer);
-      return [side, { answer, trouble: "", busy: false }];
-    } catch (error) {
-      if (isAbort(error) || signal.aborted) throw error;
-      return [side, { answer: null, trouble: messageOf(error), busy: false }];
-    }
-  }));
+  const answers = await Promise.all(
+    asked.map(async (side): Promise<[Side, Answered]> => {
+      try {
+        const answer = await ask(side, of, content, signal);
+        entry[side] = said(answer);
+        return [side, { answer, trouble: "", busy: false }];
+      } catch (error) {
+        if (isAbort(error) || signal.aborted) throw error;
+        return [side, { answer: null, trouble: messageOf(error), busy: false }];
+      }
+    }),
+  );
   if (signal.aborted) return null;
   // Both at once, so that no bar moves before the other.
   sides.value = { source: NOTHING, adapted: NOTHING, ...Object.fromEntries(answers) };
@@ -250,7 +267,13 @@ export async function contentOf(clip: Clip): Promise<Required<Content>> {
 }
 
 export async function sampleOf(clip: Clip): Promise<Sample> {
-  return { name: clip.id, from: "clips", content: await contentOf(clip), files: { audio: `${clip.id}.wav`, image: `${clip.id}.png` }, truth: clip.label };
+  return {
+    name: clip.id,
+    from: "clips",
+    content: await contentOf(clip),
+    files: { audio: `${clip.id}.wav`, image: `${clip.id}.png` },
+    truth: clip.label,
+  };
 }
 
 // Pictures of the gallery, for labels as texts ----------------------------------------------------------------------
@@ -277,7 +300,13 @@ export async function loadPictures(start: number): Promise<void> {
 }
 
 export async function sampleOfItem(item: Pictured): Promise<Sample> {
-  return { name: item.id, from: "pictures", content: { image: await load(item.preview) }, files: { image: `${item.id.replace(/[^\w.-]+/g, "_")}.webp` }, truth: null };
+  return {
+    name: item.id,
+    from: "pictures",
+    content: { image: await load(item.preview) },
+    files: { image: `${item.id.replace(/[^\w.-]+/g, "_")}.webp` },
+    truth: null,
+  };
 }
 
 // Sequences: many samples, one after the other ---------------------------------------------------------------------
@@ -313,7 +342,11 @@ export function stopSequence(): void {
 const MOST_FAILURES = 5;
 
 /** Ask about what `next` brings (null: that is all) until it is stopped. */
-async function follow(kind: Sequence["kind"], total: number | null, next: (place: number, signal: AbortSignal) => Promise<Sample | null>): Promise<void> {
+async function follow(
+  kind: Sequence["kind"],
+  total: number | null,
+  next: (place: number, signal: AbortSignal) => Promise<Sample | null>,
+): Promise<void> {
   running.abort();
   asking.abort();
   const mine = (running = new AbortController());
@@ -328,7 +361,13 @@ async function follow(kind: Sequence["kind"], total: number | null, next: (place
       if (!one || signal.aborted) break;
       sample.value = one;
       try {
-        const entry = await answer(one, signal, (...question) => patiently(() => askOne(...question), signal, (why) => (waiting.value = why)));
+        const entry = await answer(one, signal, (...question) =>
+          patiently(
+            () => askOne(...question),
+            signal,
+            (why) => (waiting.value = why),
+          ),
+        );
         if (!entry) break;
         trouble.value = "";
         failures = SIDES.some((side) => sides.value[side].trouble) ? failures + 1 : 0;
@@ -432,7 +471,13 @@ async function lookAndListen(from: Capture, place: number, signal: AbortSignal):
       const content: Content = {};
       if (sound) content.audio = await dataUri(sound);
       if (frame) content.image = await dataUri(frame);
-      return { name: "now", from: "live", content, files: { audio: "microphone.wav", image: "camera.jpg" }, truth: null };
+      return {
+        name: "now",
+        from: "live",
+        content,
+        files: { audio: "microphone.wav", image: "camera.jpg" },
+        truth: null,
+      };
     }
     await pause(LOOK_MS, signal);
   }
@@ -448,4 +493,3 @@ export function stopLive(): void {
     capture.value = null;
   }
 }
-

@@ -31,7 +31,10 @@ export function AddItems({ card }: { card: GalleryCard }) {
     if (!limits) return;
     setReading(true);
     try {
-      const made = await plan(files.map((file) => ({ path: pathOf(file), blob: file })), limits);
+      const made = await plan(
+        files.map((file) => ({ path: pathOf(file), blob: file })),
+        limits,
+      );
       setExisting(await idsThere(card, made.entries).catch(() => null));
       setPlanned(made);
     } catch (error) {
@@ -49,16 +52,35 @@ export function AddItems({ card }: { card: GalleryCard }) {
     <section class="card">
       <div class="card-head">
         <h2>Add items</h2>
-        <button type="button" disabled={off} onClick={() => setSingle(true)}>Add one …</button>
+        <button type="button" disabled={off} onClick={() => setSingle(true)}>
+          Add one …
+        </button>
       </div>
-      <Drop label="Choose files" accept={FILES} multiple disabled={off} files={(files) => void take(files)} class="galleries-drop">
-        <span class="galleries-invite"><b>Drop pictures or a folder here</b>
+      <Drop
+        label="Choose files"
+        accept={FILES}
+        multiple
+        disabled={off}
+        files={(files) => void take(files)}
+        class="galleries-drop"
+      >
+        <span class="galleries-invite">
+          <b>Drop pictures or a folder here</b>
           <small>with captions.tsv for their texts (file, tab, caption), or a .jsonl of id, text and payload</small>
         </span>
       </Drop>
-      <p role="status" class="unseen">{reading ? "Reading the files" : ours && !ours.running ? outcome(ours.report) : ""}</p>
-      {busy && !ours && <p class="hint galleries-after">Items are being added to <a href={link("galleries", current?.gallery ?? "")}>{current?.gallery}</a>; more can be added when that is done.</p>}
-      {planned && <Planned planned={planned} existing={existing} busy={busy} add={add} forget={() => setPlanned(null)} />}
+      <p role="status" class="unseen">
+        {reading ? "Reading the files" : ours && !ours.running ? outcome(ours.report) : ""}
+      </p>
+      {busy && !ours && (
+        <p class="hint galleries-after">
+          Items are being added to <a href={link("galleries", current?.gallery ?? "")}>{current?.gallery}</a>; more can
+          be added when that is done.
+        </p>
+      )}
+      {planned && (
+        <Planned planned={planned} existing={existing} busy={busy} add={add} forget={() => setPlanned(null)} />
+      )}
       {!planned && ours && <Running job={ours} />}
       {single && <SingleDialog card={card} close={() => setSingle(false)} />}
     </section>
@@ -80,7 +102,13 @@ async function idsThere(card: GalleryCard, entries: readonly Entry[]): Promise<R
   }
 }
 
-function Planned(props: { planned: Plan; existing: ReadonlySet<string> | null; busy: boolean; add: (entries: readonly Entry[]) => void; forget: () => void }) {
+function Planned(props: {
+  planned: Plan;
+  existing: ReadonlySet<string> | null;
+  busy: boolean;
+  add: (entries: readonly Entry[]) => void;
+  forget: () => void;
+}) {
   const { planned, existing } = props;
   const heading = useRef<HTMLHeadingElement>(null);
   useEffect(() => heading.current?.focus(), [planned]);
@@ -90,7 +118,8 @@ function Planned(props: { planned: Plan; existing: ReadonlySet<string> | null; b
   const replaced = existing ? good.filter((entry) => existing.has(entry.id)).length : 0;
   const bad = planned.entries.length - good.length;
   const facts = [
-    pictures > 0 && `${count(pictures)} ${pictures === 1 ? "picture" : "pictures"}, ${captions === 0 ? "without captions" : captions === pictures ? "all with captions" : `${count(captions)} with captions`}`,
+    pictures > 0 &&
+      `${count(pictures)} ${pictures === 1 ? "picture" : "pictures"}, ${captions === 0 ? "without captions" : captions === pictures ? "all with captions" : `${count(captions)} with captions`}`,
     good.length > pictures && `${count(good.length - pictures)} with a text alone`,
     replaced > 0 && `${count(replaced)} replace items of the same id`,
     existing === null && "items of the same id are replaced",
@@ -99,19 +128,32 @@ function Planned(props: { planned: Plan; existing: ReadonlySet<string> | null; b
   return (
     <div class="galleries-after stack">
       <div>
-        <h3 ref={heading} tabIndex={-1}>{good.length > 0 ? `${itemsInWords(good.length)} will be added` : "Nothing here can be added"}</h3>
+        <h3 ref={heading} tabIndex={-1}>
+          {good.length > 0 ? `${itemsInWords(good.length)} will be added` : "Nothing here can be added"}
+        </h3>
         <p class="muted">{facts.join(" · ")}</p>
         {planned.problems.length > 0 && (
           <ul class="galleries-problems">
-            {planned.problems.slice(0, 8).map((problem) => <li key={problem}>{problem}</li>)}
+            {planned.problems.slice(0, 8).map((problem) => (
+              <li key={problem}>{problem}</li>
+            ))}
             {planned.problems.length > 8 && <li>and {count(planned.problems.length - 8)} more</li>}
           </ul>
         )}
       </div>
       {planned.entries.length > 0 && <Entries entries={planned.entries} existing={existing} />}
       <div class="row">
-        <button type="button" class="primary" disabled={good.length === 0 || props.busy} onClick={() => props.add(good)}>Add {itemsInWords(good.length)}</button>
-        <button type="button" onClick={props.forget}>Cancel</button>
+        <button
+          type="button"
+          class="primary"
+          disabled={good.length === 0 || props.busy}
+          onClick={() => props.add(good)}
+        >
+          Add {itemsInWords(good.length)}
+        </button>
+        <button type="button" onClick={props.forget}>
+          Cancel
+        </button>
       </div>
     </div>
   );
@@ -122,19 +164,38 @@ function Entries({ entries, existing }: { entries: readonly Entry[]; existing: R
   return (
     <div class="scroll galleries-entries" tabIndex={0} role="region" aria-label="What will be added">
       <table>
-        <thead><tr><th scope="col"><span class="unseen">Picture</span></th><th scope="col">Id</th><th scope="col">Text</th><th scope="col">Note</th></tr></thead>
+        <thead>
+          <tr>
+            <th scope="col">
+              <span class="unseen">Picture</span>
+            </th>
+            <th scope="col">Id</th>
+            <th scope="col">Text</th>
+            <th scope="col">Note</th>
+          </tr>
+        </thead>
         <tbody>
           {shown.map((entry) => (
             <tr key={entry.id}>
               <td>{entry.picture && !entry.problem && <Thumb blob={entry.picture} />}</td>
               <td class="galleries-cell">{entry.id}</td>
               <td class="galleries-cell">{entry.text || <span class="muted">–</span>}</td>
-              <td>{entry.problem ? <span class="galleries-problem">left out: {entry.problem}</span> : existing?.has(entry.id) ? "replaces" : ""}</td>
+              <td>
+                {entry.problem ? (
+                  <span class="galleries-problem">left out: {entry.problem}</span>
+                ) : existing?.has(entry.id) ? (
+                  "replaces"
+                ) : (
+                  ""
+                )}
+              </td>
             </tr>
           ))}
         </tbody>
       </table>
-      {entries.length > shown.length && <p class="hint galleries-more">and {count(entries.length - shown.length)} more</p>}
+      {entries.length > shown.length && (
+        <p class="hint galleries-more">and {count(entries.length - shown.length)} more</p>
+      )}
     </div>
   );
 }
@@ -146,7 +207,9 @@ function Thumb({ blob }: { blob: Blob }) {
     setUrl(made);
     return () => URL.revokeObjectURL(made);
   }, [blob]);
-  return url ? <img src={url} alt="" width="36" height="36" loading="lazy" decoding="async" class="galleries-thumb" /> : null;
+  return url ? (
+    <img src={url} alt="" width="36" height="36" loading="lazy" decoding="async" class="galleries-thumb" />
+  ) : null;
 }
 
 function outcome(report: Report): string {
@@ -176,7 +239,9 @@ function Running({ job: now }: { job: Job }) {
       <div class="galleries-after">
         <Progress value={done / Math.max(1, report.total)} label={`${count(done)} of ${count(report.total)}${rate}`} />
         <p class="row galleries-after">
-          <button type="button" disabled={now.stopping} onClick={now.stop}>{now.stopping ? "Stopping …" : "Stop"}</button>
+          <button type="button" disabled={now.stopping} onClick={now.stop}>
+            {now.stopping ? "Stopping …" : "Stop"}
+          </button>
           {report.failed.length > 0 && <span class="galleries-problem">{count(report.failed.length)} failed</span>}
           <span role="status">{report.waiting && `Waiting for the server: ${report.waiting}`}</span>
         </p>
@@ -186,17 +251,33 @@ function Running({ job: now }: { job: Job }) {
   return (
     <div class="galleries-after stack">
       <div class="row">
-        <h3 ref={heading} tabIndex={-1}>{outcome(report)}</h3>
-        {again.length > 0 && <button type="button" onClick={() => void begin(now.gallery, again)}>{report.failed.length > 0 ? "Retry the failed" : "Send the rest"}</button>}
-        <button type="button" class="quiet" onClick={() => (job.value = null)}>Dismiss</button>
+        <h3 ref={heading} tabIndex={-1}>
+          {outcome(report)}
+        </h3>
+        {again.length > 0 && (
+          <button type="button" onClick={() => void begin(now.gallery, again)}>
+            {report.failed.length > 0 ? "Retry the failed" : "Send the rest"}
+          </button>
+        )}
+        <button type="button" class="quiet" onClick={() => (job.value = null)}>
+          Dismiss
+        </button>
       </div>
       {report.failed.length > 0 && (
         <div class="scroll galleries-entries" tabIndex={0} role="region" aria-label="What failed">
           <table>
-            <thead><tr><th scope="col">File</th><th scope="col">Why</th></tr></thead>
+            <thead>
+              <tr>
+                <th scope="col">File</th>
+                <th scope="col">Why</th>
+              </tr>
+            </thead>
             <tbody>
               {report.failed.slice(0, 4 * SHOWN).map(({ entry, reason }) => (
-                <tr key={entry.id}><td class="galleries-cell">{entry.source}</td><td>{reason}</td></tr>
+                <tr key={entry.id}>
+                  <td class="galleries-cell">{entry.source}</td>
+                  <td>{reason}</td>
+                </tr>
               ))}
             </tbody>
           </table>

@@ -26,12 +26,16 @@ export function CreateDialog({ close }: { close: () => void }) {
   const [calibrations, setCalibrations] = useState<Calibration[]>([]);
   const [busy, setBusy] = useState(false);
   const [refused, setRefused] = useState("");
-  const problem = nameProblem(name, galleries.value.map((card) => card.name));
+  const problem = nameProblem(
+    name,
+    galleries.value.map((card) => card.name),
+  );
 
   useEffect(() => {
     const controller = new AbortController();
     get<{ calibrations: Calibration[] }>("/admin/calibrations", { signal: controller.signal }).then(
-      (answer) => setCalibrations(answer.calibrations.filter((one) => one.status === "ready" && one.task === "retrieve")),
+      (answer) =>
+        setCalibrations(answer.calibrations.filter((one) => one.status === "ready" && one.task === "retrieve")),
       (error: unknown) => {
         if (!controller.signal.aborted) setRefused(`The calibrations could not be read: ${messageOf(error)}`);
       },
@@ -44,10 +48,14 @@ export function CreateDialog({ close }: { close: () => void }) {
     setRefused("");
     const index = { kind };
     try {
-      await post<GalleryCard>("/galleries", { name, index, ...(calibration ? { calibration } : {}) }, {
-        remember: true,
-        python: pythonCall("client.create_gallery", [name], { index, calibration: calibration || undefined }),
-      });
+      await post<GalleryCard>(
+        "/galleries",
+        { name, index, ...(calibration ? { calibration } : {}) },
+        {
+          remember: true,
+          python: pythonCall("client.create_gallery", [name], { index, calibration: calibration || undefined }),
+        },
+      );
       await galleriesChanged();
       close();
       go("galleries", name);
@@ -59,27 +67,61 @@ export function CreateDialog({ close }: { close: () => void }) {
 
   return (
     <Dialog title="New gallery" close={close}>
-      <form class="stack" onSubmit={(event) => {
-        event.preventDefault();
-        if (!busy && name && !problem) void create();
-      }}>
+      <form
+        class="stack"
+        onSubmit={(event) => {
+          event.preventDefault();
+          if (!busy && name && !problem) void create();
+        }}
+      >
         <label class="field">
           <span>Name</span>
-          <input type="text" autofocus name="name" autocomplete="off" autocapitalize="none" spellcheck={false} value={name} aria-describedby="galleries-name-rule"
-            aria-invalid={problem !== ""} onInput={(event) => setName(event.currentTarget.value)} />
+          <input
+            type="text"
+            autofocus
+            name="name"
+            autocomplete="off"
+            autocapitalize="none"
+            spellcheck={false}
+            value={name}
+            aria-describedby="galleries-name-rule"
+            aria-invalid={problem !== ""}
+            onInput={(event) => setName(event.currentTarget.value)}
+          />
           <small id="galleries-name-rule" role="status" class={problem ? "galleries-problem" : ""}>
             {problem || "Lower-case letters, digits, “.”, “_” and “-”. It cannot be changed later."}
           </small>
         </label>
-        <Select label="Search" value={kind} change={setKind} hint={INDEX_WORDS[kind] ?? ""}
-          choices={KINDS.map((value) => ({ value, label: value }))} />
-        <Select label="Calibration" value={calibration} change={setCalibration}
-          hint={calibration ? "Makes up for the picture or the text that an item or a query lacks. It stays the gallery's." : "Items are found by what they have: pictures by texts, texts by pictures."}
-          choices={[{ value: "", label: "none" }, ...calibrations.map((one) => ({ value: one.name, label: one.name }))]} />
-        {refused && <p role="alert" class="galleries-problem">{refused}</p>}
+        <Select
+          label="Search"
+          value={kind}
+          change={setKind}
+          hint={INDEX_WORDS[kind] ?? ""}
+          choices={KINDS.map((value) => ({ value, label: value }))}
+        />
+        <Select
+          label="Calibration"
+          value={calibration}
+          change={setCalibration}
+          hint={
+            calibration
+              ? "Makes up for the picture or the text that an item or a query lacks. It stays the gallery's."
+              : "Items are found by what they have: pictures by texts, texts by pictures."
+          }
+          choices={[{ value: "", label: "none" }, ...calibrations.map((one) => ({ value: one.name, label: one.name }))]}
+        />
+        {refused && (
+          <p role="alert" class="galleries-problem">
+            {refused}
+          </p>
+        )}
         <footer>
-          <button type="button" onClick={close}>Cancel</button>
-          <button type="submit" class="primary" disabled={busy || name === "" || problem !== ""}>{busy ? "Creating …" : "Create"}</button>
+          <button type="button" onClick={close}>
+            Cancel
+          </button>
+          <button type="submit" class="primary" disabled={busy || name === "" || problem !== ""}>
+            {busy ? "Creating …" : "Create"}
+          </button>
         </footer>
       </form>
     </Dialog>

@@ -42,17 +42,29 @@ export function GalleryPage({ name }: { name: string }) {
   return (
     <div class="stack">
       <div>
-        <p class="galleries-trail"><a href={link("galleries")}>All galleries</a></p>
+        <p class="galleries-trail">
+          <a href={link("galleries")}>All galleries</a>
+        </p>
         <div class="row spread">
           <h1 class="galleries-name">{name}</h1>
           {card && (
             <span class="row">
-              <button type="button" onClick={search} disabled={card.items === 0}>Search this gallery</button>
-              <button type="button" class="quiet galleries-delete" onClick={() => setDeleting(true)}>Delete gallery …</button>
+              <button type="button" onClick={search} disabled={card.items === 0}>
+                Search this gallery
+              </button>
+              <button type="button" class="quiet galleries-delete" onClick={() => setDeleting(true)}>
+                Delete gallery …
+              </button>
             </span>
           )}
         </div>
-        {card ? <Facts card={card} /> : <p class="muted" role="status">{missing || "Reading …"} {missing && <a href={link("galleries")}>Back to all galleries</a>}</p>}
+        {card ? (
+          <Facts card={card} />
+        ) : (
+          <p class="muted" role="status">
+            {missing || "Reading …"} {missing && <a href={link("galleries")}>Back to all galleries</a>}
+          </p>
+        )}
       </div>
       {card && <AddItems card={card} />}
       {card && <Items card={card} />}
@@ -66,14 +78,26 @@ function Facts({ card }: { card: GalleryCard }) {
   return (
     <>
       <p class="muted galleries-facts">
-        <span><b>{itemsInWords(card.items)}</b></span>
+        <span>
+          <b>{itemsInWords(card.items)}</b>
+        </span>
         {card.items > 0 && <span>{contents(card)}</span>}
         <span title={INDEX_WORDS[kind]}>{kind} index</span>
         <span>{card.calibration ? `completed by “${card.calibration}”` : "no calibration"}</span>
         <span title={new Date(card.created_at * 1000).toLocaleString()}>created {ago(card.created_at)}</span>
-        {card.status === "ready" && <span class="galleries-fits"><Badge kind="ok" title="Made by the encoder that this server runs">fits the encoder</Badge></span>}
+        {card.status === "ready" && (
+          <span class="galleries-fits">
+            <Badge kind="ok" title="Made by the encoder that this server runs">
+              fits the encoder
+            </Badge>
+          </span>
+        )}
       </p>
-      {card.status === "refused" && <p class="galleries-why" role="alert"><b>It cannot be searched or added to.</b> {card.why}</p>}
+      {card.status === "refused" && (
+        <p class="galleries-why" role="alert">
+          <b>It cannot be searched or added to.</b> {card.why}
+        </p>
+      )}
     </>
   );
 }
@@ -89,7 +113,9 @@ function Items({ card }: { card: GalleryCard }) {
 
   useEffect(() => {
     const controller = new AbortController();
-    get<ItemPage>(`/galleries/${part(card.name)}/items?offset=${start}&limit=${PAGE}`, { signal: controller.signal }).then(
+    get<ItemPage>(`/galleries/${part(card.name)}/items?offset=${start}&limit=${PAGE}`, {
+      signal: controller.signal,
+    }).then(
       ({ items, total }) => {
         setFailed("");
         // The last of a page's items were deleted: the page before is the last one now.
@@ -125,7 +151,14 @@ function Items({ card }: { card: GalleryCard }) {
   };
 
   if (failed && !page) {
-    return <p class="card" role="alert">The items could not be read: {failed}. <button type="button" onClick={() => setTries(tries + 1)}>Try again</button></p>;
+    return (
+      <p class="card" role="alert">
+        The items could not be read: {failed}.{" "}
+        <button type="button" onClick={() => setTries(tries + 1)}>
+          Try again
+        </button>
+      </p>
+    );
   }
   const items = page?.items ?? [];
   const total = page?.total ?? 0;
@@ -134,39 +167,74 @@ function Items({ card }: { card: GalleryCard }) {
   return (
     <section class="card" aria-busy={page?.start !== start}>
       <div class="card-head">
-        <h2 ref={heading} tabIndex={-1}>Items {page && total > PAGE && <span class="muted galleries-range">{count(page.start + 1)}–{count(last)} of {count(total)}</span>}</h2>
+        <h2 ref={heading} tabIndex={-1}>
+          Items{" "}
+          {page && total > PAGE && (
+            <span class="muted galleries-range">
+              {count(page.start + 1)}–{count(last)} of {count(total)}
+            </span>
+          )}
+        </h2>
         {total > PAGE && (
           <span class="row">
-            <button type="button" disabled={start === 0} onClick={() => turn(Math.max(0, start - PAGE))}>← Previous</button>
-            <button type="button" disabled={start + PAGE >= total} onClick={() => turn(start + PAGE)}>Next →</button>
+            <button type="button" disabled={start === 0} onClick={() => turn(Math.max(0, start - PAGE))}>
+              ← Previous
+            </button>
+            <button type="button" disabled={start + PAGE >= total} onClick={() => turn(start + PAGE)}>
+              Next →
+            </button>
           </span>
         )}
       </div>
-      {failed && <p role="alert" class="galleries-problem">{failed} <button type="button" class="quiet" onClick={() => setTries(tries + 1)}>Try again</button></p>}
+      {failed && (
+        <p role="alert" class="galleries-problem">
+          {failed}{" "}
+          <button type="button" class="quiet" onClick={() => setTries(tries + 1)}>
+            Try again
+          </button>
+        </p>
+      )}
       {page && total === 0 && job.value?.gallery !== card.name && (
         <p class="empty">Nothing is in it yet. Drop pictures above, or choose files.</p>
       )}
       {items.length > 0 && (
         <div class="galleries-selection row">
           <label class="galleries-check">
-            <input type="checkbox" checked={everyChosen} onChange={(event) => {
-              const next = new Set(selected);
-              for (const { id } of items) event.currentTarget.checked ? next.add(id) : next.delete(id);
-              setSelected(next);
-            }} />
+            <input
+              type="checkbox"
+              checked={everyChosen}
+              onChange={(event) => {
+                const next = new Set(selected);
+                for (const { id } of items) event.currentTarget.checked ? next.add(id) : next.delete(id);
+                setSelected(next);
+              }}
+            />
             Select all {items.length < total ? "of this page" : ""}
           </label>
-          <span role="status" class="muted">{selected.size > 0 && `${count(selected.size)} selected`}</span>
+          <span role="status" class="muted">
+            {selected.size > 0 && `${count(selected.size)} selected`}
+          </span>
           {selected.size > 0 && (
             <>
-              <button type="button" class="quiet" onClick={() => setSelected(new Set())}>Clear</button>
-              <button type="button" class="galleries-delete" onClick={() => void removeItems([...selected])}>Delete selected …</button>
+              <button type="button" class="quiet" onClick={() => setSelected(new Set())}>
+                Clear
+              </button>
+              <button type="button" class="galleries-delete" onClick={() => void removeItems([...selected])}>
+                Delete selected …
+              </button>
             </>
           )}
         </div>
       )}
       <Grid items={items} selected={selected} choose={choose} open={setOpen} />
-      {open && <ItemDialog gallery={card.name} item={open} close={() => setOpen(null)} remove={() => void removeItems([open.id])} />}
+      {open && (
+        <ItemDialog
+          gallery={card.name}
+          item={open}
+          close={() => setOpen(null)}
+          remove={() => void removeItems([open.id])}
+        />
+      )}
     </section>
   );
 }
@@ -177,10 +245,14 @@ async function deleteItems(gallery: string, ids: readonly string[]): Promise<num
   let deleted = 0;
   for (let start = 0; start < ids.length; start += most) {
     const some = ids.slice(start, start + most);
-    const answer = await post<{ deleted: number }>(`/galleries/${part(gallery)}/items/delete`, { ids: some }, {
-      remember: true,
-      python: pythonCall("client.delete_items", [gallery, some]),
-    });
+    const answer = await post<{ deleted: number }>(
+      `/galleries/${part(gallery)}/items/delete`,
+      { ids: some },
+      {
+        remember: true,
+        python: pythonCall("client.delete_items", [gallery, some]),
+      },
+    );
     deleted += answer.deleted;
   }
   return deleted;

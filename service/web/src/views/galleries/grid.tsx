@@ -21,7 +21,12 @@ export function Grid({ items, selected, choose, open }: Props) {
             <span class="galleries-payload">{payloadLine(item)}</span>
           </button>
           <label class="galleries-pick">
-            <input type="checkbox" aria-label={`Select ${item.id}`} checked={selected.has(item.id)} onChange={(event) => choose(item.id, event.currentTarget.checked)} />
+            <input
+              type="checkbox"
+              aria-label={`Select ${item.id}`}
+              checked={selected.has(item.id)}
+              onChange={(event) => choose(item.id, event.currentTarget.checked)}
+            />
           </label>
         </li>
       ))}

@@ -24,14 +24,29 @@ export function ItemDialog(props: { gallery: string; item: Item; close: () => vo
           <dt>Text</dt>
           <dd>{item.text ?? <span class="muted">none</span>}</dd>
           <dt>Found by</dt>
-          <dd>{known ? `its ${known}` : "ready embeddings"}{!item.preview && item.modalities.includes("image") && <span class="muted"> (no preview was kept)</span>}</dd>
+          <dd>
+            {known ? `its ${known}` : "ready embeddings"}
+            {!item.preview && item.modalities.includes("image") && <span class="muted"> (no preview was kept)</span>}
+          </dd>
           <dt>Payload</dt>
-          <dd>{Object.keys(item.payload).length > 0 ? <pre class="code" tabIndex={0} aria-label="Payload">{JSON.stringify(item.payload, null, 2)}</pre> : <span class="muted">empty</span>}</dd>
+          <dd>
+            {Object.keys(item.payload).length > 0 ? (
+              <pre class="code" tabIndex={0} aria-label="Payload">
+                {JSON.stringify(item.payload, null, 2)}
+              </pre>
+            ) : (
+              <span class="muted">empty</span>
+            )}
+          </dd>
         </dl>
       </div>
       <footer>
-        <button type="button" class="quiet galleries-delete" onClick={props.remove}>Delete …</button>
-        <button type="button" class="primary" disabled={!item.preview && !item.text} onClick={search}>Search with this</button>
+        <button type="button" class="quiet galleries-delete" onClick={props.remove}>
+          Delete …
+        </button>
+        <button type="button" class="primary" disabled={!item.preview && !item.text} onClick={search}>
+          Search with this
+        </button>
       </footer>
     </Dialog>
   );

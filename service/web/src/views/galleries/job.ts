@@ -74,10 +74,21 @@ async function wireItem(entry: Entry, mostBytes: number): Promise<WireItem> {
   return item;
 }
 
-function send(gallery: string, items: WireItem[], entries: readonly Entry[], remember: boolean): Promise<{ added: number; replaced: number }> {
+function send(
+  gallery: string,
+  items: WireItem[],
+  entries: readonly Entry[],
+  remember: boolean,
+): Promise<{ added: number; replaced: number }> {
   const files = entries.filter((entry) => entry.picture).map((entry) => entry.source);
-  const named: Json[] = items.map((item, place) => (item.image === undefined ? item : { ...item, image: entries[place]?.source ?? "" }));
-  return post(`/galleries/${part(gallery)}/items`, { items }, { remember, files, python: pythonCall("client.upsert_items", [gallery, named]) });
+  const named: Json[] = items.map((item, place) =>
+    item.image === undefined ? item : { ...item, image: entries[place]?.source ?? "" },
+  );
+  return post(
+    `/galleries/${part(gallery)}/items`,
+    { items },
+    { remember, files, python: pythonCall("client.upsert_items", [gallery, named]) },
+  );
 }
 
 function pause(seconds: number, stop: AbortSignal): Promise<void> {

@@ -23,7 +23,8 @@ const LISTS = /\.(tsv|csv|txt|jsonl|ndjson)$/i;
 export const isList = (name: string): boolean => LISTS.test(name);
 
 /** `name` as people say it: without folders. */
-export const baseName = (name: string): string => name.slice(Math.max(name.lastIndexOf("/"), name.lastIndexOf("\\")) + 1);
+export const baseName = (name: string): string =>
+  name.slice(Math.max(name.lastIndexOf("/"), name.lastIndexOf("\\")) + 1);
 
 export const stemOf = (name: string): string => baseName(name).replace(/\.[^.]*$/, "");
 
@@ -38,7 +39,8 @@ export function readList(name: string, text: string, pictures: readonly string[]
   const rows = content.split(/\r?\n/).map((line, place) => ({ number: place + 1, cells: line.split("\t") }));
   if (/\.txt$/i.test(name) && !content.includes("\t")) {
     const picture = pictures.find((one) => stemOf(one) === stemOf(name));
-    if (picture) return { lines: content.trim() ? [{ number: 1, file: picture, text: content.trim() }] : [], problems: [] };
+    if (picture)
+      return { lines: content.trim() ? [{ number: 1, file: picture, text: content.trim() }] : [], problems: [] };
   }
   return readTable(name, rows);
 }

@@ -41,7 +41,11 @@ export async function plan(files: readonly Dropped[], limits: PlanLimits): Promi
   const paths = pictures.map((file) => file.path);
   const read = await Promise.all(lists.map(async (list) => readList(list.path, await textOf(list.blob), paths)));
   const problems = await Promise.all(pictures.map(({ blob }) => pictureProblem(blob)));
-  return arrange(pictures.map((file, place) => ({ ...file, problem: problems[place] ?? "" })), read, limits);
+  return arrange(
+    pictures.map((file, place) => ({ ...file, problem: problems[place] ?? "" })),
+    read,
+    limits,
+  );
 }
 
 async function textOf(blob: Blob): Promise<string> {
@@ -74,7 +78,11 @@ export function isPicture(head: Uint8Array): boolean {
 }
 
 /** Pictures and lines of lists as items: ids unique, captions at their pictures. */
-export function arrange(pictures: readonly (Dropped & { problem: string })[], lists: readonly Listed[], limits: PlanLimits): Plan {
+export function arrange(
+  pictures: readonly (Dropped & { problem: string })[],
+  lists: readonly Listed[],
+  limits: PlanLimits,
+): Plan {
   const taken = new Set<string>();
   const entries: Entry[] = [];
   const byName = new Map<string, Entry>();
@@ -101,7 +109,14 @@ export function arrange(pictures: readonly (Dropped & { problem: string })[], li
     } else {
       const id = uniqueId(line.id ?? "", taken);
       taken.add(id);
-      entries.push({ id, text: line.text ?? "", payload: line.payload ?? null, picture: null, source: `line ${line.number}`, problem: "" });
+      entries.push({
+        id,
+        text: line.text ?? "",
+        payload: line.payload ?? null,
+        picture: null,
+        source: `line ${line.number}`,
+        problem: "",
+      });
     }
   }
   for (const entry of entries) entry.problem ||= entryProblem(entry, limits);
@@ -111,7 +126,8 @@ export function arrange(pictures: readonly (Dropped & { problem: string })[], li
 function entryProblem(entry: Entry, limits: PlanLimits): string {
   if (entry.id.length > LONGEST_ID) return `its id has ${entry.id.length} characters, the most are ${LONGEST_ID}`;
   const characters = [...entry.text].length;
-  if (characters > limits.text_characters) return `its text has ${characters} characters, the most are ${limits.text_characters}`;
+  if (characters > limits.text_characters)
+    return `its text has ${characters} characters, the most are ${limits.text_characters}`;
   return "";
 }
 

@@ -20,7 +20,10 @@ export function DeleteGallery({ card, close }: { card: GalleryCard; close: () =>
   const act = async () => {
     setBusy(true);
     try {
-      await remove(`/galleries/${part(card.name)}`, { remember: true, python: pythonCall("client.delete_gallery", [card.name]) });
+      await remove(`/galleries/${part(card.name)}`, {
+        remember: true,
+        python: pythonCall("client.delete_gallery", [card.name]),
+      });
       close();
       say(`Deleted the gallery ${card.name}`);
       if (route.value[1] === card.name) go("galleries");
@@ -33,21 +36,38 @@ export function DeleteGallery({ card, close }: { card: GalleryCard; close: () =>
 
   return (
     <Dialog title={`Delete ${card.name}?`} close={close}>
-      <form onSubmit={(event) => {
-        event.preventDefault();
-        if (!type || typed === card.name) void act();
-      }}>
+      <form
+        onSubmit={(event) => {
+          event.preventDefault();
+          if (!type || typed === card.name) void act();
+        }}
+      >
         <p>{card.items === 0 ? "It is empty." : `Its ${items(card.items)} go with it.`} This cannot be taken back.</p>
         {type && (
           <label class="field">
             <span>Type “{card.name}” to go on</span>
-            <input type="text" autofocus autocomplete="off" spellcheck={false} value={typed} onInput={(event) => setTyped(event.currentTarget.value)} />
+            <input
+              type="text"
+              autofocus
+              autocomplete="off"
+              spellcheck={false}
+              value={typed}
+              onInput={(event) => setTyped(event.currentTarget.value)}
+            />
           </label>
         )}
-        {failed && <p role="alert" class="galleries-problem">{failed}</p>}
+        {failed && (
+          <p role="alert" class="galleries-problem">
+            {failed}
+          </p>
+        )}
         <footer>
-          <button type="button" onClick={close}>Cancel</button>
-          <button type="submit" class="danger" disabled={busy || (type && typed !== card.name)}>Delete {card.items > 0 ? items(card.items) : "gallery"}</button>
+          <button type="button" onClick={close}>
+            Cancel
+          </button>
+          <button type="submit" class="danger" disabled={busy || (type && typed !== card.name)}>
+            Delete {card.items > 0 ? items(card.items) : "gallery"}
+          </button>
         </footer>
       </form>
     </Dialog>

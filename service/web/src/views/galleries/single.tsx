@@ -16,7 +16,7 @@ export function readPayload(typed: string): Payload | string {
   if (typed.trim() === "") return {};
   try {
     const value: unknown = JSON.parse(typed);
-    return isObject(value) ? value : "A JSON object, such as {\"colour\": \"red\"}.";
+    return isObject(value) ? value : 'A JSON object, such as {"colour": "red"}.';
   } catch {
     return "This is not JSON yet.";
   }
@@ -54,11 +54,15 @@ export function SingleDialog({ card, close }: { card: GalleryCard; close: () => 
         const image = picture ? { image: await prepared(picture, config.value?.limits.image_bytes ?? 0) } : {};
         const rest = Object.keys(payload).length > 0 ? { payload } : {};
         const file = picture ? { image: picture.name } : {};
-        const answer = await post<{ added: number }>(path, { items: [{ ...item, ...words, ...image, ...rest }] }, {
-          remember: true,
-          files: picture ? [picture.name] : [],
-          python: pythonCall("client.upsert_items", [card.name, [{ ...item, ...words, ...file, ...rest }]]),
-        });
+        const answer = await post<{ added: number }>(
+          path,
+          { items: [{ ...item, ...words, ...image, ...rest }] },
+          {
+            remember: true,
+            files: picture ? [picture.name] : [],
+            python: pythonCall("client.upsert_items", [card.name, [{ ...item, ...words, ...file, ...rest }]]),
+          },
+        );
         await galleriesChanged();
         say(`${answer.added > 0 ? "Added" : "Replaced"} ${id}`);
         close();
@@ -71,35 +75,77 @@ export function SingleDialog({ card, close }: { card: GalleryCard; close: () => 
 
   return (
     <Dialog title={`Add an item to ${card.name}`} close={close}>
-      <form class="stack" onSubmit={(event) => {
-        event.preventDefault();
-        if (ready) void add();
-      }}>
+      <form
+        class="stack"
+        onSubmit={(event) => {
+          event.preventDefault();
+          if (ready) void add();
+        }}
+      >
         <label class="field">
           <span>Id</span>
-          <input type="text" autocomplete="off" spellcheck={false} maxLength={LONGEST_ID} required value={id} onInput={(event) => setId(event.currentTarget.value)} />
+          <input
+            type="text"
+            autocomplete="off"
+            spellcheck={false}
+            maxLength={LONGEST_ID}
+            required
+            value={id}
+            onInput={(event) => setId(event.currentTarget.value)}
+          />
         </label>
-        <Drop label={picture ? "Another picture" : "Choose a picture"} accept="image/*" files={([file]) => {
-          if (!file) return;
-          setPicture(file);
-          if (id === "") setId(pathOf(file));
-        }}>
-          {picture ? <Chosen file={picture} remove={() => setPicture(null)} /> : <span class="muted">A picture, dropped or</span>}
+        <Drop
+          label={picture ? "Another picture" : "Choose a picture"}
+          accept="image/*"
+          files={([file]) => {
+            if (!file) return;
+            setPicture(file);
+            if (id === "") setId(pathOf(file));
+          }}
+        >
+          {picture ? (
+            <Chosen file={picture} remove={() => setPicture(null)} />
+          ) : (
+            <span class="muted">A picture, dropped or</span>
+          )}
         </Drop>
         <label class="field">
           <span>Text</span>
-          <textarea rows={2} maxLength={config.value?.limits.text_characters} value={text} onInput={(event) => setText(event.currentTarget.value)} />
+          <textarea
+            rows={2}
+            maxLength={config.value?.limits.text_characters}
+            value={text}
+            onInput={(event) => setText(event.currentTarget.value)}
+          />
           <small>A caption. An item needs a picture, a text, or both.</small>
         </label>
         <label class="field">
           <span>Payload</span>
-          <textarea rows={3} class="mono" spellcheck={false} placeholder={'{"colour": "red"}'} value={typed} aria-invalid={wrong !== ""} onInput={(event) => setTyped(event.currentTarget.value)} />
-          <small class={wrong ? "galleries-problem" : ""}>{wrong || "Comes back with each hit, and filters look at it. May be empty."}</small>
+          <textarea
+            rows={3}
+            class="mono"
+            spellcheck={false}
+            placeholder={'{"colour": "red"}'}
+            value={typed}
+            aria-invalid={wrong !== ""}
+            onInput={(event) => setTyped(event.currentTarget.value)}
+          />
+          <small class={wrong ? "galleries-problem" : ""}>
+            {wrong || "Comes back with each hit, and filters look at it. May be empty."}
+          </small>
         </label>
-        {refused && <p role="alert" class="galleries-problem">{refused}</p>}
+        {refused && (
+          <p role="alert" class="galleries-problem">
+            {refused}
+          </p>
+        )}
         <footer>
-          <button type="button" onClick={close}>Cancel</button>
-          <button type="submit" class="primary" disabled={!ready}>{busy ? "Adding …" : "Add"}</button>
+          <button type="button" onClick={close}>
+            Cancel
+          </button>
+          <button type="submit" class="primary" disabled={!ready}>
+            {busy ? "Adding …" : "Add"}
+          </button>
         </footer>
       </form>
     </Dialog>
@@ -117,7 +163,9 @@ function Chosen({ file, remove }: { file: File; remove: () => void }) {
     <span class="row">
       {url && <img src={url} alt="" width="56" height="56" class="galleries-thumb" />}
       <span>{file.name}</span>
-      <button type="button" class="icon" aria-label={`Remove ${file.name}`} onClick={remove}>✕</button>
+      <button type="button" class="icon" aria-label={`Remove ${file.name}`} onClick={remove}>
+        ✕
+      </button>
     </span>
   );
 }

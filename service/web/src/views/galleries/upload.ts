@@ -93,7 +93,10 @@ class Run {
   /** Why there is no point in going on. */
   private hopeless = "";
 
-  constructor(total: number, private readonly means: Means) {
+  constructor(
+    total: number,
+    private readonly means: Means,
+  ) {
     this.report = { total, added: 0, replaced: 0, failed: [], left: [], waiting: "" };
   }
 
@@ -117,18 +120,28 @@ class Run {
 
   leave(entries: readonly Entry[]): void {
     if (entries.length === 0) return;
-    if (this.hopeless) this.update({ failed: [...this.report.failed, ...entries.map((entry) => ({ entry, reason: `not sent: ${this.hopeless}` }))] });
+    if (this.hopeless)
+      this.update({
+        failed: [...this.report.failed, ...entries.map((entry) => ({ entry, reason: `not sent: ${this.hopeless}` }))],
+      });
     else this.update({ left: [...this.report.left, ...entries] });
   }
 
   /** One request, again and again without those that the server names, until it takes the rest. */
   async deliver(batch: readonly Ready[]): Promise<void> {
     let rest = batch;
-    for (let tries = 1; rest.length > 0; ) {
+    for (let tries = 1; rest.length > 0;) {
       if (this.over) return this.leave(rest.map(({ entry }) => entry));
       try {
-        const { added, replaced } = await this.means.send(rest.map(({ item }) => item), rest.map(({ entry }) => entry));
-        return this.update({ added: this.report.added + added, replaced: this.report.replaced + replaced, waiting: "" });
+        const { added, replaced } = await this.means.send(
+          rest.map(({ item }) => item),
+          rest.map(({ entry }) => entry),
+        );
+        return this.update({
+          added: this.report.added + added,
+          replaced: this.report.replaced + replaced,
+          waiting: "",
+        });
       } catch (error) {
         const failure = error as ApiError;
         const pause = tries < MOST_TRIES ? pauseSeconds(failure, tries) : null;
@@ -164,7 +177,8 @@ class Run {
 
 /** How long to wait before the same request again; null: that is of no use. */
 export function pauseSeconds(failure: Pick<ApiError, "status" | "retryAfterSeconds">, tries: number): number | null {
-  if (failure.status === 429 || failure.status === 503) return Math.min(failure.retryAfterSeconds ?? tries, LONGEST_PAUSE_SECONDS);
+  if (failure.status === 429 || failure.status === 503)
+    return Math.min(failure.retryAfterSeconds ?? tries, LONGEST_PAUSE_SECONDS);
   if (failure.status === 0 || failure.status === 502) return Math.min(2 ** (tries - 1), LONGEST_PAUSE_SECONDS);
   return null;
 }
@@ -178,11 +192,13 @@ export function refusedItems(failure: Pick<ApiError, "status" | "message" | "det
   const { errors, field } = failure.details;
   const note = (where: unknown, what: string) => {
     const place = typeof where === "string" ? NAMED.exec(where)?.[1] : undefined;
-    if (place !== undefined && !found.has(Number(place))) found.set(Number(place), what.replace(/^items\[\d+\](\.[\w.]+)?: /, ""));
+    if (place !== undefined && !found.has(Number(place)))
+      found.set(Number(place), what.replace(/^items\[\d+\](\.[\w.]+)?: /, ""));
   };
   if (Array.isArray(errors)) {
     for (const one of errors) {
-      if (typeof one === "object" && one !== null && !Array.isArray(one)) note(one.field, String(one.message ?? failure.message));
+      if (typeof one === "object" && one !== null && !Array.isArray(one))
+        note(one.field, String(one.message ?? failure.message));
     }
   }
   note(field, failure.message);

@@ -14,7 +14,11 @@ export const MODALITY_WORDS: Record<Modality, string> = { image: "picture", text
 
 /** "500 pictures, 500 texts". */
 export function contents(card: Pick<GalleryCard, "targets">): string {
-  const named = [["image", "picture"], ["text", "text"], ["anchor", "anchor"]] as const;
+  const named = [
+    ["image", "picture"],
+    ["text", "text"],
+    ["anchor", "anchor"],
+  ] as const;
   return named
     .filter(([target]) => (card.targets[target] ?? 0) > 0)
     .map(([target, word]) => `${count(card.targets[target])} ${word}${card.targets[target] === 1 ? "" : "s"}`)

@@ -2,7 +2,18 @@ import { Select, Slider, type Choice } from "../../components/fields.tsx";
 import { save } from "../../lib/pictures.ts";
 import { words as spaced } from "../../lib/format.ts";
 import type { Modality } from "../../lib/types.ts";
-import { corrupt, corruption, corruptions, corruptionsTrouble, degraded, degradeTrouble, degrading, fileName, kinds, loadCorruptions } from "./state.ts";
+import {
+  corrupt,
+  corruption,
+  corruptions,
+  corruptionsTrouble,
+  degraded,
+  degradeTrouble,
+  degrading,
+  fileName,
+  kinds,
+  loadCorruptions,
+} from "./state.ts";
 import type { Corruption } from "./drift.ts";
 import { differences } from "./words.ts";
 
@@ -24,18 +35,40 @@ export function corruptionChoices(kind: Modality): Choice<string>[] {
 const DEFAULT_SEVERITY = 5;
 
 /** Which corruption and how strong; null: none. */
-export function CorruptionFields(props: { kind: Modality; label: string; value: Corruption | null; change: (value: Corruption | null) => void; disabled?: boolean }) {
+export function CorruptionFields(props: {
+  kind: Modality;
+  label: string;
+  value: Corruption | null;
+  change: (value: Corruption | null) => void;
+  disabled?: boolean;
+}) {
   const { value } = props;
-  const severities = corruptions.value?.[props.kind].find((card) => card.name === value?.name)?.severities ?? [1, 2, 3, 4, 5];
+  const severities = corruptions.value?.[props.kind].find((card) => card.name === value?.name)?.severities ?? [
+    1, 2, 3, 4, 5,
+  ];
   const choose = (name: string) => {
-    const most = Math.max(...(corruptions.value?.[props.kind].find((card) => card.name === name)?.severities ?? [DEFAULT_SEVERITY]));
+    const most = Math.max(
+      ...(corruptions.value?.[props.kind].find((card) => card.name === name)?.severities ?? [DEFAULT_SEVERITY]),
+    );
     props.change(name === CLEAN ? null : { name, severity: Math.min(value?.severity ?? DEFAULT_SEVERITY, most) });
   };
   return (
     <>
-      <Select label={props.label} value={value?.name ?? CLEAN} choices={corruptionChoices(props.kind)} change={choose} disabled={props.disabled ?? false} />
-      <Slider label="Severity" value={value?.severity ?? DEFAULT_SEVERITY} min={Math.min(...severities)} max={Math.max(...severities)}
-        disabled={value === null || (props.disabled ?? false)} change={(severity) => value && props.change({ ...value, severity })} />
+      <Select
+        label={props.label}
+        value={value?.name ?? CLEAN}
+        choices={corruptionChoices(props.kind)}
+        change={choose}
+        disabled={props.disabled ?? false}
+      />
+      <Slider
+        label="Severity"
+        value={value?.severity ?? DEFAULT_SEVERITY}
+        min={Math.min(...severities)}
+        max={Math.max(...severities)}
+        disabled={value === null || (props.disabled ?? false)}
+        change={(severity) => value && props.change({ ...value, severity })}
+      />
     </>
   );
 }
@@ -47,8 +80,12 @@ export function CorruptCard(props: { send: (kind: Modality) => void }) {
     return (
       <section class="card search-corrupt">
         <h2>Corrupt it</h2>
-        <p class="hint" role="alert">{corruptionsTrouble.value}</p>
-        <button type="button" onClick={() => void loadCorruptions()}>Try again</button>
+        <p class="hint" role="alert">
+          {corruptionsTrouble.value}
+        </p>
+        <button type="button" onClick={() => void loadCorruptions()}>
+          Try again
+        </button>
       </section>
     );
   }
@@ -58,16 +95,35 @@ export function CorruptCard(props: { send: (kind: Modality) => void }) {
     <section class="card search-corrupt" aria-labelledby="search-corrupt">
       <div class="card-head">
         <h2 id="search-corrupt">Corrupt it</h2>
-        {first && <button type="button" class="quiet" onClick={() => props.send(first)}>Send a stream …</button>}
+        {first && (
+          <button type="button" class="quiet" onClick={() => props.send(first)}>
+            Send a stream …
+          </button>
+        )}
       </div>
       {shown.length === 0 && <p class="muted">There is no query yet.</p>}
       {shown.map((kind) => (
         <div key={kind} class="search-corrupt-fields">
-          <CorruptionFields kind={kind} label={kind === "image" ? "Of the picture" : "Of the words"} value={corruption.value[kind]} change={(value) => corrupt(kind, value)} />
+          <CorruptionFields
+            kind={kind}
+            label={kind === "image" ? "Of the picture" : "Of the words"}
+            value={corruption.value[kind]}
+            change={(value) => corrupt(kind, value)}
+          />
         </div>
       ))}
-      {degradeTrouble.value && <p role="alert" class="search-trouble">{degradeTrouble.value}</p>}
-      {first ? <Degraded /> : shown.length > 0 && <p class="search-clean">The query is clean. Make it worse, and see who still finds the right item.</p>}
+      {degradeTrouble.value && (
+        <p role="alert" class="search-trouble">
+          {degradeTrouble.value}
+        </p>
+      )}
+      {first ? (
+        <Degraded />
+      ) : (
+        shown.length > 0 && (
+          <p class="search-clean">The query is clean. Make it worse, and see who still finds the right item.</p>
+        )
+      )}
     </section>
   );
 }
@@ -78,15 +134,28 @@ function Degraded() {
     <div class="search-degraded" aria-busy={degrading.value}>
       {made?.query.image && corruption.value.image && (
         <div class="search-pair">
-          <figure><img src={made.clean.image} alt="The picture as it was" /><figcaption>as it was</figcaption></figure>
+          <figure>
+            <img src={made.clean.image} alt="The picture as it was" />
+            <figcaption>as it was</figcaption>
+          </figure>
           <span aria-hidden="true">→</span>
           <figure>
-            <img src={made.query.image} alt={`The picture with ${spaced(corruption.value.image.name)}, severity ${corruption.value.image.severity}`} />
-            <figcaption>as it is sent <button type="button" class="quiet" onClick={() => void saveDegraded(made.query.image!)}>Save</button></figcaption>
+            <img
+              src={made.query.image}
+              alt={`The picture with ${spaced(corruption.value.image.name)}, severity ${corruption.value.image.severity}`}
+            />
+            <figcaption>
+              as it is sent{" "}
+              <button type="button" class="quiet" onClick={() => void saveDegraded(made.query.image!)}>
+                Save
+              </button>
+            </figcaption>
           </figure>
         </div>
       )}
-      {made?.query.text && made.clean.text && corruption.value.text && <Marked before={made.clean.text} after={made.query.text} />}
+      {made?.query.text && made.clean.text && corruption.value.text && (
+        <Marked before={made.clean.text} after={made.query.text} />
+      )}
     </div>
   );
 }

@@ -11,7 +11,21 @@ import type { Item, Modality } from "../../lib/types.ts";
 import { CorruptionFields } from "./corrupt.tsx";
 import { movingRecall, verdict, type Batch, type Figures } from "./drift.ts";
 import { methodChoices, QUICK } from "./methods.ts";
-import { batchSize, kind, method, nameOf, ownName, planned, queries, run, start, starting, startTrouble, stop, type Run } from "./run.ts";
+import {
+  batchSize,
+  kind,
+  method,
+  nameOf,
+  ownName,
+  planned,
+  queries,
+  run,
+  start,
+  starting,
+  startTrouble,
+  stop,
+  type Run,
+} from "./run.ts";
 import { corruption, mode, target, useSample } from "./state.ts";
 
 const COUNTS = [128, 256, 512, 1024, 2048];
@@ -27,19 +41,35 @@ export function DriftCard() {
     <section class="card search-drift" id="search-drift" aria-labelledby="search-drift-title">
       <div class="card-head">
         <div>
-          <h2 id="search-drift-title" tabIndex={-1}>Send a stream</h2>
-          <p class="hint">Items of the gallery become queries, corrupted. As the right answers are known, both sides can be scored while the stream learns, without being told them.</p>
+          <h2 id="search-drift-title" tabIndex={-1}>
+            Send a stream
+          </h2>
+          <p class="hint">
+            Items of the gallery become queries, corrupted. As the right answers are known, both sides can be scored
+            while the stream learns, without being told them.
+          </p>
         </div>
         <span class="row">
-          {going && <button type="button" onClick={() => {
-            stop();
-            focus.current?.focus();
-          }}>Stop</button>}
+          {going && (
+            <button
+              type="button"
+              onClick={() => {
+                stop();
+                focus.current?.focus();
+              }}
+            >
+              Stop
+            </button>
+          )}
           <StartButton button={focus} />
         </span>
       </div>
       <Choices disabled={going || starting.value} />
-      {startTrouble.value && <p role="alert" class="search-trouble">{startTrouble.value}</p>}
+      {startTrouble.value && (
+        <p role="alert" class="search-trouble">
+          {startTrouble.value}
+        </p>
+      )}
       {run.value ? <Course run={run.value} /> : <Nothing />}
     </section>
   );
@@ -47,11 +77,17 @@ export function DriftCard() {
 
 function StartButton(props: { button: RefObject<HTMLButtonElement | null> }) {
   const going = run.value?.phase === "running";
-  const choice = methodChoices(models.value).find((one) => one.value === method.value) ?? methodChoices(models.value)[0];
+  const choice =
+    methodChoices(models.value).find((one) => one.value === method.value) ?? methodChoices(models.value)[0];
   const ready = choice && gallery.value && !going && !starting.value;
   return (
-    <button ref={props.button} type="button" class="primary" aria-disabled={!ready}
-      onClick={() => ready && void start(nameOf(streams.value.keys()), choice)}>
+    <button
+      ref={props.button}
+      type="button"
+      class="primary"
+      aria-disabled={!ready}
+      onClick={() => ready && void start(nameOf(streams.value.keys()), choice)}
+    >
       {starting.value ? "Starting …" : going ? "Sending …" : "Start"}
     </button>
   );
@@ -65,23 +101,71 @@ function Choices({ disabled }: { disabled: boolean }) {
   const twoSided = Boolean(card?.targets.image && card.targets.text);
   return (
     <div class="search-plan">
-      <Select label="Queries are" value={kind.value} disabled={disabled} change={(value: Modality) => (kind.value = value)}
-        choices={[{ value: "image", label: "pictures, to find texts" }, { value: "text", label: "texts, to find pictures" }]} />
-      <CorruptionFields kind={kind.value} label="Corruption" value={planned.value[kind.value]} disabled={disabled}
-        change={(value) => (planned.value = { ...planned.value, [kind.value]: value })} />
-      <Select label="How many" value={String(queries.value)} choices={COUNTS.map(String)} disabled={disabled} change={(value) => (queries.value = Number(value))} />
-      <Select label="A batch" value={String(batchSize.value)} choices={(sizes.length ? sizes : [most]).map(String)} disabled={disabled} change={(value) => (batchSize.value = Number(value))} />
-      <StreamField label="Stream's name" value={run.value?.phase === "running" ? run.value.plan.stream : nameOf(streams.value.keys())} change={(name) => (ownName.value = name)} disabled={disabled} />
-      <Select label="Stream's method" value={method.value} choices={choices} disabled={disabled} change={(value) => (method.value = value)} />
-      {method.value === QUICK && <p class="hint search-wide">The fast rate is ours, for short demonstrations: three times that of preset attune, ten times the paper's. In service take <code>attune</code> or <code>tcr_untrain</code>.</p>}
-      {card && !twoSided && <p class="hint search-wide">For this, items need both a picture and a text; gallery {card.name} has no such pairs.</p>}
+      <Select
+        label="Queries are"
+        value={kind.value}
+        disabled={disabled}
+        change={(value: Modality) => (kind.value = value)}
+        choices={[
+          { value: "image", label: "pictures, to find texts" },
+          { value: "text", label: "texts, to find pictures" },
+        ]}
+      />
+      <CorruptionFields
+        kind={kind.value}
+        label="Corruption"
+        value={planned.value[kind.value]}
+        disabled={disabled}
+        change={(value) => (planned.value = { ...planned.value, [kind.value]: value })}
+      />
+      <Select
+        label="How many"
+        value={String(queries.value)}
+        choices={COUNTS.map(String)}
+        disabled={disabled}
+        change={(value) => (queries.value = Number(value))}
+      />
+      <Select
+        label="A batch"
+        value={String(batchSize.value)}
+        choices={(sizes.length ? sizes : [most]).map(String)}
+        disabled={disabled}
+        change={(value) => (batchSize.value = Number(value))}
+      />
+      <StreamField
+        label="Stream's name"
+        value={run.value?.phase === "running" ? run.value.plan.stream : nameOf(streams.value.keys())}
+        change={(name) => (ownName.value = name)}
+        disabled={disabled}
+      />
+      <Select
+        label="Stream's method"
+        value={method.value}
+        choices={choices}
+        disabled={disabled}
+        change={(value) => (method.value = value)}
+      />
+      {method.value === QUICK && (
+        <p class="hint search-wide">
+          The fast rate is ours, for short demonstrations: three times that of preset attune, ten times the paper's. In
+          service take <code>attune</code> or <code>tcr_untrain</code>.
+        </p>
+      )}
+      {card && !twoSided && (
+        <p class="hint search-wide">
+          For this, items need both a picture and a text; gallery {card.name} has no such pairs.
+        </p>
+      )}
     </div>
   );
 }
 
 function Nothing() {
   return (
-    <p class="empty">Press Start: recall of the source model and of the stream appear here, with what the stream looks at instead of the right answers.</p>
+    <p class="empty">
+      Press Start: recall of the source model and of the stream appear here, with what the stream looks at instead of
+      the right answers.
+    </p>
   );
 }
 
@@ -98,12 +182,29 @@ function Course(props: { run: Run }) {
         <div class="search-figures" role="group" aria-label={`Recall at ${k} over the second half`}>
           <Tile colour="source" label="Source" value={percent(said?.source)} />
           <Tile colour="adapted" label="Adapted" value={percent(said?.adapted)} />
-          <Segments label="Recall at" value={at} change={setAt} choices={[{ value: "1", label: "recall@1" }, { value: "5", label: "recall@5" }]} />
+          <Segments
+            label="Recall at"
+            value={at}
+            change={setAt}
+            choices={[
+              { value: "1", label: "recall@1" },
+              { value: "5", label: "recall@5" },
+            ]}
+          />
         </div>
         <div class="search-verdict">
           <p role="status">{phase === "running" ? "" : ending(props.run, said?.sentence)}</p>
-          {phase === "failed" && <p role="alert" class="search-trouble">Stopped by an error: {trouble}</p>}
-          {phase === "running" && <p class="muted">{spaced(plan.corruption?.name ?? "clean")}{plan.corruption ? `, severity ${plan.corruption.severity}` : ""} · {props.run.method}</p>}
+          {phase === "failed" && (
+            <p role="alert" class="search-trouble">
+              Stopped by an error: {trouble}
+            </p>
+          )}
+          {phase === "running" && (
+            <p class="muted">
+              {spaced(plan.corruption?.name ?? "clean")}
+              {plan.corruption ? `, severity ${plan.corruption.severity}` : ""} · {props.run.method}
+            </p>
+          )}
           <p class="hint">{learned(batches)}</p>
           {phase !== "running" && batches.length > 0 && <Afterwards run={props.run} />}
         </div>
@@ -130,7 +231,10 @@ function learned(batches: readonly Batch[]): string {
 function Tile(props: { colour: string; label: string; value: string }) {
   return (
     <div class="search-tile">
-      <span><i class={`swatch c-${props.colour}`} aria-hidden="true" />{props.label}</span>
+      <span>
+        <i class={`swatch c-${props.colour}`} aria-hidden="true" />
+        {props.label}
+      </span>
       <b class={`c-${props.colour}`}>{props.value}</b>
     </div>
   );
@@ -139,19 +243,24 @@ function Tile(props: { colour: string; label: string; value: string }) {
 /** Search with what the stream has learned, starting with a query that it got right and the source did not. */
 function Afterwards(props: { run: Run }) {
   const { plan, batches } = props.run;
-  const compare = () => tell(async () => {
-    const item = await get<Item>(`/galleries/${part(plan.gallery)}/items/${part(helped(batches))}`);
-    stream.value = plan.stream;
-    target.value = plan.kind === "image" ? "text" : "image";
-    mode.value = "async";
-    corruption.value = { ...corruption.value, [plan.kind]: plan.corruption };
-    await useSample(item, plan.kind === "image" ? "picture" : "words");
-    document.getElementById("search-query")?.scrollIntoView({ behavior: "smooth", block: "center" });
-  });
+  const compare = () =>
+    tell(async () => {
+      const item = await get<Item>(`/galleries/${part(plan.gallery)}/items/${part(helped(batches))}`);
+      stream.value = plan.stream;
+      target.value = plan.kind === "image" ? "text" : "image";
+      mode.value = "async";
+      corruption.value = { ...corruption.value, [plan.kind]: plan.corruption };
+      await useSample(item, plan.kind === "image" ? "picture" : "words");
+      document.getElementById("search-query")?.scrollIntoView({ behavior: "smooth", block: "center" });
+    });
   return (
     <p class="row">
-      <button type="button" onClick={() => void compare()}>Compare one of these queries</button>
-      <a class="button" href={link("streams", plan.stream)}>Open the stream</a>
+      <button type="button" onClick={() => void compare()}>
+        Compare one of these queries
+      </button>
+      <a class="button" href={link("streams", plan.stream)}>
+        Open the stream
+      </a>
     </p>
   );
 }
@@ -171,12 +280,25 @@ function LastSent(props: { batch: Batch; k: number }) {
   const mark = (rank: number | null) => (rank !== null && rank <= k ? "✓" : "✗");
   return (
     <div>
-      <h3>Sent last <small>is the right item {k === 1 ? "first" : `among the first ${k}`}?</small></h3>
+      <h3>
+        Sent last <small>is the right item {k === 1 ? "first" : `among the first ${k}`}?</small>
+      </h3>
       <ul class="search-sent">
         {batch.queries.slice(0, SHOWN).map((query, place) => (
           <li key={batch.ids[place]}>
-            {query.image ? <img src={query.image} alt={`Corrupted picture of ${batch.ids[place]}`} /> : <span class="preview words">{query.text}</span>}
-            <small><span class="c-source" aria-label={`source: rank ${batch.source[place] ?? "over 10"}`}>{mark(batch.source[place]!)} source</span><span class="c-adapted" aria-label={`adapted: rank ${batch.adapted[place] ?? "over 10"}`}>{mark(batch.adapted[place]!)} adapted</span></small>
+            {query.image ? (
+              <img src={query.image} alt={`Corrupted picture of ${batch.ids[place]}`} />
+            ) : (
+              <span class="preview words">{query.text}</span>
+            )}
+            <small>
+              <span class="c-source" aria-label={`source: rank ${batch.source[place] ?? "over 10"}`}>
+                {mark(batch.source[place]!)} source
+              </span>
+              <span class="c-adapted" aria-label={`adapted: rank ${batch.adapted[place] ?? "over 10"}`}>
+                {mark(batch.adapted[place]!)} adapted
+              </span>
+            </small>
           </li>
         ))}
       </ul>
@@ -191,28 +313,61 @@ function Plots(props: { run: Run; k: number }) {
   let sent = 0;
   const x = batches.map((batch) => (sent += batch.ids.length));
   const column = (name: keyof Figures) => batches.map((_, place) => figures.get(place)?.[name] ?? null);
-  const moving = (side: "source" | "adapted") => movingRecall(batches.map((batch) => batch[side]), props.k, WINDOW);
-  const marks = batches.flatMap((batch, place) => (batch.status === "undone" ? [{ at: x[place]!, label: "taken back", colour: "bad" }] : []));
+  const moving = (side: "source" | "adapted") =>
+    movingRecall(
+      batches.map((batch) => batch[side]),
+      props.k,
+      WINDOW,
+    );
+  const marks = batches.flatMap((batch, place) =>
+    batch.status === "undone" ? [{ at: x[place]!, label: "taken back", colour: "bad" }] : [],
+  );
   const common = { x, xLabel: "queries sent", group: GROUP, marks };
   return (
     <div class="search-plots">
       <div class="search-main-plot">
-        <Plot {...common} title={`Recall@${props.k}, last ${WINDOW} queries`} height={220} format={(value) => percent(value, 0)}
-          lines={[{ label: "source", values: moving("source"), colour: "source" }, { label: "adapted", values: moving("adapted"), colour: "adapted" }]} />
+        <Plot
+          {...common}
+          title={`Recall@${props.k}, last ${WINDOW} queries`}
+          height={220}
+          format={(value) => percent(value, 0)}
+          lines={[
+            { label: "source", values: moving("source"), colour: "source" },
+            { label: "adapted", values: moving("adapted"), colour: "adapted" },
+          ]}
+        />
         <LastSent batch={batches.at(-1)!} k={props.k} />
       </div>
       <div class="search-small-plots">
         <div title="Distance between the middle of the queries and the middle of what they find. Adaptation pulls it to the dashed line, that of source-like queries.">
-          <Plot {...common} title="Modality gap" height={150}
-            lines={[{ label: "batch", values: column("modality_gap"), colour: "adapted" }, { label: "target", values: column("modality_gap_target"), colour: "target", dashed: true }]} />
+          <Plot
+            {...common}
+            title="Modality gap"
+            height={150}
+            lines={[
+              { label: "batch", values: column("modality_gap"), colour: "adapted" },
+              { label: "target", values: column("modality_gap_target"), colour: "target", dashed: true },
+            ]}
+          />
           <p class="hint">How far queries lie from what they find.</p>
         </div>
         <div title="How widely the queries of a batch spread; corrupted ones crowd together.">
-          <Plot {...common} title="Uniformity" height={150} lines={[{ label: "batch", values: column("uniformity"), colour: "adapted" }]} />
+          <Plot
+            {...common}
+            title="Uniformity"
+            height={150}
+            lines={[{ label: "batch", values: column("uniformity"), colour: "adapted" }]}
+          />
           <p class="hint">How widely queries spread; corrupted ones crowd.</p>
         </div>
         <div title="How unsure the answers are, in nats: 0 is sure.">
-          <Plot {...common} title="Entropy" height={150} format={(value) => figure(value, 2)} lines={[{ label: "batch", values: column("entropy_nats"), colour: "adapted" }]} />
+          <Plot
+            {...common}
+            title="Entropy"
+            height={150}
+            format={(value) => figure(value, 2)}
+            lines={[{ label: "batch", values: column("entropy_nats"), colour: "adapted" }]}
+          />
           <p class="hint">How unsure the answers are; 0 is sure.</p>
         </div>
       </div>

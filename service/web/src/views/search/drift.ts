@@ -89,7 +89,12 @@ function shuffled(ids: readonly string[], seed: number): string[] {
 }
 
 /** Send the plan's queries, batch after batch. Ends when all are sent; raises what cannot be waited out. */
-export async function* send(plan: Plan, ids: readonly string[], asks: Asks, signal: AbortSignal): AsyncGenerator<Batch> {
+export async function* send(
+  plan: Plan,
+  ids: readonly string[],
+  asks: Asks,
+  signal: AbortSignal,
+): AsyncGenerator<Batch> {
   const wanted = order(ids, plan.queries, plan.seed);
   const tried = <T>(work: () => Promise<T>) => patiently(work, signal, asks.waiting, asks.sleep);
   for (let start = 0; start < wanted.length; start += plan.batch) {
@@ -97,10 +102,24 @@ export async function* send(plan: Plan, ids: readonly string[], asks: Asks, sign
     const clean = await everyOne(batch, PICTURES_AT_ONCE, (id) => tried(() => asks.clean(id, plan.kind, signal)));
     const queries = await tried(() => corrupted(plan, clean, start, asks, signal));
     const ask = (options: Record<string, Json>) =>
-      tried(() => asks.post<RetrieveAnswer>("/retrieve", { queries: queries as Json, gallery: plan.gallery, target: other(plan.kind), k: K, ...options }, signal));
+      tried(() =>
+        asks.post<RetrieveAnswer>(
+          "/retrieve",
+          { queries: queries as Json, gallery: plan.gallery, target: other(plan.kind), k: K, ...options },
+          signal,
+        ),
+      );
     const [source, adapted] = await Promise.all([ask({ adapt: "off" }), ask({ adapt: "sync", stream: plan.stream })]);
     const { status, reason, state_version: version } = adapted.adaptation;
-    yield { ids: batch, queries, source: ranksOf(batch, source), adapted: ranksOf(batch, adapted), status, reason, version };
+    yield {
+      ids: batch,
+      queries,
+      source: ranksOf(batch, source),
+      adapted: ranksOf(batch, adapted),
+      status,
+      reason,
+      version,
+    };
   }
 }
 
@@ -148,7 +167,14 @@ export function verdict(batches: readonly Pick<Batch, "source" | "adapted">[], k
   if (source.length === 0) return null;
   const won = adapted.filter((right, place) => right && !source[place]).length;
   const lost = source.filter((right, place) => right && !adapted[place]).length;
-  const outcome = won + lost === 0 ? "same" : Math.abs(won - lost) <= 2 * Math.sqrt(won + lost) ? "unclear" : won > lost ? "better" : "worse";
+  const outcome =
+    won + lost === 0
+      ? "same"
+      : Math.abs(won - lost) <= 2 * Math.sqrt(won + lost)
+        ? "unclear"
+        : won > lost
+          ? "better"
+          : "worse";
   const share = (rights: boolean[]) => rights.filter(Boolean).length / rights.length;
   const made = { queries: source.length, source: share(source), adapted: share(adapted), outcome } as const;
   return { ...made, sentence: sentenceOf(made, k) };
@@ -169,7 +195,9 @@ function sentenceOf(made: Omit<Verdict, "sentence">, k: number): string {
 
 /** The track that a plan's queries make, if there is one yet. */
 export const trackOf = (card: StreamCard | undefined, plan: Pick<Plan, "gallery" | "kind">) =>
-  card?.tracks.find((track) => track.gallery === plan.gallery && track.direction === `${plan.kind}->${other(plan.kind)}`);
+  card?.tracks.find(
+    (track) => track.gallery === plan.gallery && track.direction === `${plan.kind}->${other(plan.kind)}`,
+  );
 
 /** Figures of the run's batches that a track still tells, by their place in the run; `before`: its batches before the run. */
 export function figuresOf(recent: History | undefined, batches: number, before: number): Map<number, Figures> {

@@ -32,7 +32,10 @@ export function SearchView() {
     <div class="stack">
       <div>
         <h1>Search</h1>
-        <p class="muted search-lead">One query, two answers: from the frozen source model, and from a stream that learns from its queries while it serves.</p>
+        <p class="muted search-lead">
+          One query, two answers: from the frozen source model, and from a stream that learns from its queries while it
+          serves.
+        </p>
       </div>
       <div class="search-top">
         <QueryCard />

@@ -31,9 +31,14 @@ export function methodChoices(models: Models | null): MethodChoice[] {
 }
 
 /** The choice that a stream has; null where it is not known, OWN where it is none of these. */
-export function chosenMethod(card: Pick<StreamCard, "method" | "settings"> | undefined, choices: readonly MethodChoice[]): string | null {
+export function chosenMethod(
+  card: Pick<StreamCard, "method" | "settings"> | undefined,
+  choices: readonly MethodChoice[],
+): string | null {
   if (!card) return null;
-  const same = choices.find((choice) => choice.method === card.method && sorted(choice.settings) === sorted(card.settings));
+  const same = choices.find(
+    (choice) => choice.method === card.method && sorted(choice.settings) === sorted(card.settings),
+  );
   return same?.value ?? OWN;
 }
 

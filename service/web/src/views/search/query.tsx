@@ -8,7 +8,24 @@ import { link } from "../../lib/router.ts";
 import { config, galleries, gallery, say, stream, tell } from "../../lib/state.ts";
 import type { Item, Mode, Target } from "../../lib/types.ts";
 import { MethodSelect } from "./method.tsx";
-import { caption, k, loadSamples, mode, picture, samples, samplesTotal, samplesTrouble, SAMPLES, search, target, truth, type, usePicture, useSample, type Taken } from "./state.ts";
+import {
+  caption,
+  k,
+  loadSamples,
+  mode,
+  picture,
+  samples,
+  samplesTotal,
+  samplesTrouble,
+  SAMPLES,
+  search,
+  target,
+  truth,
+  type,
+  usePicture,
+  useSample,
+  type Taken,
+} from "./state.ts";
 
 const MODES: { value: Mode; label: string }[] = [
   { value: "auto", label: "auto" },
@@ -29,21 +46,33 @@ export function QueryCard() {
   return (
     <section class="card search-query" aria-labelledby="search-query">
       <h2 id="search-query">Ask</h2>
-      <form role="search" class="search-ask"
+      <form
+        role="search"
+        class="search-ask"
         onSubmit={(event) => {
           event.preventDefault();
           void search();
-        }}>
-        <input type="search" aria-label="What to look for" placeholder="Describe what to look for" autocomplete="off" enterkeyhint="search"
-          maxLength={config.value?.limits.text_characters ?? 10_000} value={caption.value}
+        }}
+      >
+        <input
+          type="search"
+          aria-label="What to look for"
+          placeholder="Describe what to look for"
+          autocomplete="off"
+          enterkeyhint="search"
+          maxLength={config.value?.limits.text_characters ?? 10_000}
+          value={caption.value}
           onInput={(event) => type(event.currentTarget.value)}
           onPaste={(event) => {
             const file = event.clipboardData?.files[0];
             if (!file) return;
             event.preventDefault();
             void tell(() => takeFile(file));
-          }} />
-        <button type="submit" class="primary" disabled={!caption.value.trim() && !picture.value}>Search</button>
+          }}
+        />
+        <button type="submit" class="primary" disabled={!caption.value.trim() && !picture.value}>
+          Search
+        </button>
       </form>
       <div class="search-givers">
         <PictureField />
@@ -57,14 +86,26 @@ export function QueryCard() {
 function PictureField() {
   const held = picture.value;
   return (
-    <Drop class="search-drop" label={held ? "Replace" : "Choose a picture"} accept="image/*" files={([file]) => file && void tell(() => takeFile(file))}>
+    <Drop
+      class="search-drop"
+      label={held ? "Replace" : "Choose a picture"}
+      accept="image/*"
+      files={([file]) => file && void tell(() => takeFile(file))}
+    >
       {held ? (
         <>
           <img src={held.uri} alt="The picture that is asked with" class="search-held" />
-          <span class="search-held-name"><span>{held.name}</span>{caption.value.trim() && <small>and the words: one query</small>}</span>
-          <button type="button" onClick={() => usePicture(null)}>Remove</button>
+          <span class="search-held-name">
+            <span>{held.name}</span>
+            {caption.value.trim() && <small>and the words: one query</small>}
+          </span>
+          <button type="button" onClick={() => usePicture(null)}>
+            Remove
+          </button>
         </>
-      ) : <span class="muted">Drop or paste a picture, alone or with words</span>}
+      ) : (
+        <span class="muted">Drop or paste a picture, alone or with words</span>
+      )}
     </Drop>
   );
 }
@@ -78,22 +119,54 @@ function Samples() {
     <div class="search-samples">
       <div class="row spread">
         <h3 id="search-samples">Or ask with a sample's</h3>
-        <Segments label="Ask with a sample's" value={taken} change={setTaken} choices={[{ value: "words", label: "words" }, { value: "picture", label: "picture" }]} />
+        <Segments
+          label="Ask with a sample's"
+          value={taken}
+          change={setTaken}
+          choices={[
+            { value: "words", label: "words" },
+            { value: "picture", label: "picture" },
+          ]}
+        />
         <span class="grow" />
-        {many && <button type="button" class="quiet" onClick={() => void loadSamples("next")}>More</button>}
-        {many && <button type="button" class="quiet" onClick={() => void loadSamples("anywhere")}>Shuffle</button>}
+        {many && (
+          <button type="button" class="quiet" onClick={() => void loadSamples("next")}>
+            More
+          </button>
+        )}
+        {many && (
+          <button type="button" class="quiet" onClick={() => void loadSamples("anywhere")}>
+            Shuffle
+          </button>
+        )}
       </div>
-      {samplesTrouble.value && <p role="alert">{samplesTrouble.value} <button type="button" onClick={() => void loadSamples("start")}>Try again</button></p>}
+      {samplesTrouble.value && (
+        <p role="alert">
+          {samplesTrouble.value}{" "}
+          <button type="button" onClick={() => void loadSamples("start")}>
+            Try again
+          </button>
+        </p>
+      )}
       {items.length === 0 && !samplesTrouble.value && gallery.value && (
-        <p class="hint">This gallery is empty. <a href={link("galleries", gallery.value)}>Add items</a> to search it.</p>
+        <p class="hint">
+          This gallery is empty. <a href={link("galleries", gallery.value)}>Add items</a> to search it.
+        </p>
       )}
       <ul class="search-strip" aria-labelledby="search-samples">
         {items.map((item) => (
           <li key={item.id}>
-            <button type="button" disabled={!usable(item)} aria-pressed={truth.value === item.id} title={item.text ?? item.id}
+            <button
+              type="button"
+              disabled={!usable(item)}
+              aria-pressed={truth.value === item.id}
+              title={item.text ?? item.id}
               aria-label={`${taken === "words" ? "Words" : "Picture"} of ${item.id}${item.text ? `: ${item.text}` : ""}`}
-              onClick={() => void tell(() => useSample(item, taken))}>
-              <span aria-hidden="true"><Preview {...(item.preview ? { path: item.preview } : {})} text={item.text ?? item.id} /></span>
+              onClick={() => void tell(() => useSample(item, taken))}
+            >
+              <span aria-hidden="true">
+                <Preview {...(item.preview ? { path: item.preview } : {})} text={item.text ?? item.id} />
+              </span>
             </button>
           </li>
         ))}
@@ -109,24 +182,48 @@ function Options() {
   const sizes = [3, 5, 8, 10, 20, 50].filter((size) => size <= most);
   return (
     <div class="search-options">
-      <Select label="Gallery" value={gallery.value} choices={galleries.value.map((one) => one.name)} change={(name) => (gallery.value = name)} />
-      <StreamField label="Stream" value={stream.value} change={(name) => {
-        stream.value = name;
-        void search();
-      }} />
+      <Select
+        label="Gallery"
+        value={gallery.value}
+        choices={galleries.value.map((one) => one.name)}
+        change={(name) => (gallery.value = name)}
+      />
+      <StreamField
+        label="Stream"
+        value={stream.value}
+        change={(name) => {
+          stream.value = name;
+          void search();
+        }}
+      />
       <MethodSelect />
-      <Select label="Learning" value={mode.value} choices={MODES} change={(value) => {
-        mode.value = value;
-        void search();
-      }} />
-      <Select label="Look among" value={target.value} change={(value) => {
-        target.value = value;
-        void search();
-      }} choices={targets.map((value) => ({ value, label: TARGETS[value] }))} />
-      <Select label="Hits" value={String(k.value)} choices={sizes.map(String)} change={(value) => {
-        k.value = Number(value);
-        void search();
-      }} />
+      <Select
+        label="Learning"
+        value={mode.value}
+        choices={MODES}
+        change={(value) => {
+          mode.value = value;
+          void search();
+        }}
+      />
+      <Select
+        label="Look among"
+        value={target.value}
+        change={(value) => {
+          target.value = value;
+          void search();
+        }}
+        choices={targets.map((value) => ({ value, label: TARGETS[value] }))}
+      />
+      <Select
+        label="Hits"
+        value={String(k.value)}
+        choices={sizes.map(String)}
+        change={(value) => {
+          k.value = Number(value);
+          void search();
+        }}
+      />
     </div>
   );
 }

@@ -5,10 +5,22 @@ import type { Adaptation } from "../../lib/types.ts";
 type Kind = "ok" | "busy" | "warn" | "bad" | "off";
 
 const STATUS: Record<Adaptation["status"], { kind: Kind; label: string; meaning: string }> = {
-  applied: { kind: "ok", label: "learned", meaning: "The stream learned from this query and answered with what it learned." },
-  applying: { kind: "ok", label: "learning", meaning: "The stream learns from this query; the answer left just before the last update." },
+  applied: {
+    kind: "ok",
+    label: "learned",
+    meaning: "The stream learned from this query and answered with what it learned.",
+  },
+  applying: {
+    kind: "ok",
+    label: "learning",
+    meaning: "The stream learns from this query; the answer left just before the last update.",
+  },
   queued: { kind: "busy", label: "gathered", meaning: "Answered at once, learned from in the background" },
-  skipped: { kind: "warn", label: "not learned from", meaning: "The stream answered but did not learn from this query" },
+  skipped: {
+    kind: "warn",
+    label: "not learned from",
+    meaning: "The stream answered but did not learn from this query",
+  },
   undone: { kind: "bad", label: "taken back", meaning: "What was learned from this query was dropped again" },
   off: { kind: "off", label: "not adapting", meaning: "The stream does not adapt" },
   mixed: { kind: "busy", label: "mixed", meaning: "The parts of this query were treated differently" },

@@ -6,7 +6,18 @@ import { pause } from "../../lib/patience.ts";
 import { loadPicture } from "../../lib/pictures.ts";
 import { gallery, messageOf, show } from "../../lib/state.ts";
 import type { Item, ItemPage, Modality, StreamCard } from "../../lib/types.ts";
-import { figuresOf, freshName, other, send, trackOf, type Asks, type Batch, type Corruption, type Figures, type Plan } from "./drift.ts";
+import {
+  figuresOf,
+  freshName,
+  other,
+  send,
+  trackOf,
+  type Asks,
+  type Batch,
+  type Corruption,
+  type Figures,
+  type Plan,
+} from "./drift.ts";
 import { configure } from "./method.tsx";
 import { QUICK, type MethodChoice } from "./methods.ts";
 
@@ -63,8 +74,14 @@ function pictureOf(path: string): Promise<string> {
 async function usableItems(plan: Plan, signal: AbortSignal): Promise<Item[]> {
   const found: Item[] = [];
   for (let offset = 0; offset < MOST_ITEMS; offset += PAGE) {
-    const page = await get<ItemPage>(`/galleries/${part(plan.gallery)}/items?offset=${offset}&limit=${PAGE}`, { signal });
-    found.push(...page.items.filter((item) => item.modalities.includes(other(plan.kind)) && (plan.kind === "image" ? item.preview : item.text)));
+    const page = await get<ItemPage>(`/galleries/${part(plan.gallery)}/items?offset=${offset}&limit=${PAGE}`, {
+      signal,
+    });
+    found.push(
+      ...page.items.filter(
+        (item) => item.modalities.includes(other(plan.kind)) && (plan.kind === "image" ? item.preview : item.text),
+      ),
+    );
     if (offset + PAGE >= page.total) break;
   }
   return found;
@@ -82,7 +99,15 @@ export async function start(name: string, choice: MethodChoice): Promise<void> {
   controller.abort();
   const mine = (controller = new AbortController());
   const { signal } = mine;
-  const plan: Plan = { gallery: gallery.value, stream: name, kind: kind.value, corruption: planned.value[kind.value], queries: queries.value, batch: batchSize.value, seed: SEED };
+  const plan: Plan = {
+    gallery: gallery.value,
+    stream: name,
+    kind: kind.value,
+    corruption: planned.value[kind.value],
+    queries: queries.value,
+    batch: batchSize.value,
+    seed: SEED,
+  };
   starting.value = true;
   startTrouble.value = "";
   let items: Item[];
@@ -90,7 +115,8 @@ export async function start(name: string, choice: MethodChoice): Promise<void> {
   try {
     items = await usableItems(plan, signal);
     if (items.length === 0) {
-      const lacks = plan.kind === "image" ? "pictures with previews and texts beside them" : "texts with pictures beside them";
+      const lacks =
+        plan.kind === "image" ? "pictures with previews and texts beside them" : "texts with pictures beside them";
       throw new Error(`Gallery "${plan.gallery}" has no ${lacks}, so nothing of which the right answer is known.`);
     }
     if (!(await configure(name, choice, signal))) return;
@@ -103,11 +129,21 @@ export async function start(name: string, choice: MethodChoice): Promise<void> {
   }
   used.add(name);
   ownName.value = "";
-  run.value = { phase: "running", plan, total: plan.queries, method: choice.label, batches: [], figures: new Map(), waiting: "", trouble: "" };
+  run.value = {
+    phase: "running",
+    plan,
+    total: plan.queries,
+    method: choice.label,
+    batches: [],
+    figures: new Map(),
+    waiting: "",
+    trouble: "",
+  };
   await follow(plan, items, before, signal);
 }
 
-const describe = (name: string, signal: AbortSignal): Promise<StreamCard> => get<StreamCard>(`/admin/streams/${part(name)}`, { signal });
+const describe = (name: string, signal: AbortSignal): Promise<StreamCard> =>
+  get<StreamCard>(`/admin/streams/${part(name)}`, { signal });
 
 async function follow(plan: Plan, items: Item[], before: number, signal: AbortSignal): Promise<void> {
   const byId = new Map(items.map((item) => [item.id, item]));
@@ -128,7 +164,11 @@ async function follow(plan: Plan, items: Item[], before: number, signal: AbortSi
     }
     change({ phase: signal.aborted ? "stopped" : "done", waiting: "" });
   } catch (error) {
-    change({ phase: signal.aborted ? "stopped" : "failed", trouble: signal.aborted ? "" : messageOf(error), waiting: "" });
+    change({
+      phase: signal.aborted ? "stopped" : "failed",
+      trouble: signal.aborted ? "" : messageOf(error),
+      waiting: "",
+    });
   }
 }
 

@@ -5,7 +5,17 @@ import { ApiError, get, part, post } from "../../lib/api.ts";
 import { loadPicture } from "../../lib/pictures.ts";
 import { pythonCall } from "../../lib/snippets.ts";
 import { gallery, galleries, messageOf, searchFor, stream, tell } from "../../lib/state.ts";
-import type { Corruptions, Hit, Item, ItemPage, Json, Modality, Mode, RetrieveAnswer, Target } from "../../lib/types.ts";
+import type {
+  Corruptions,
+  Hit,
+  Item,
+  ItemPage,
+  Json,
+  Modality,
+  Mode,
+  RetrieveAnswer,
+  Target,
+} from "../../lib/types.ts";
 import type { Corruption, Query } from "./drift.ts";
 
 export interface Picture {
@@ -165,7 +175,11 @@ export async function search(): Promise<void> {
     shown.value = asked;
   };
   const one = (named: Record<string, Json>, remember: boolean, settled: ReturnType<typeof settle>) =>
-    post<RetrieveAnswer>("/retrieve", { queries: [query as Json], ...named }, { signal, ...(remember ? told(query, named) : {}) }).then(
+    post<RetrieveAnswer>(
+      "/retrieve",
+      { queries: [query as Json], ...named },
+      { signal, ...(remember ? told(query, named) : {}) },
+    ).then(
       (answer) => settled(answer, ""),
       (error: unknown) => (isAbort(error) ? undefined : settled(null, messageOf(error))),
     );
@@ -179,7 +193,10 @@ export async function search(): Promise<void> {
 /** For "copy as": the query as a file where it is a picture, and the client's own words. */
 function told(query: Query, named: Record<string, Json>) {
   const file = fileName();
-  const asked = query.image === undefined ? query.text! : { ...(query.text === undefined ? {} : { text: query.text }), image: file };
+  const asked =
+    query.image === undefined
+      ? query.text!
+      : { ...(query.text === undefined ? {} : { text: query.text }), image: file };
   const python = `answer = ${pythonCall("client.retrieve", [asked], named)}\nfor hit in answer.hits:\n    print(f"{hit.score:.3f}", hit.id, hit.payload)`;
   return { remember: true, python, ...(query.image === undefined ? {} : { files: [file] }) };
 }

@@ -35,7 +35,7 @@ function commonPlaces(first: string[], second: string[]): [number, number][] {
     }
   }
   const found: [number, number][] = [];
-  for (let i = 0, j = 0; i < first.length && j < second.length; ) {
+  for (let i = 0, j = 0; i < first.length && j < second.length;) {
     if (first[i] === second[j]) found.push([i++, j++]);
     else if (lengths[(i + 1) * width + j]! >= lengths[i * width + j + 1]!) i++;
     else j++;

@@ -24,7 +24,11 @@ export function CompareDialog(props: { stream: string; first: string; second: st
   }, [stream, first, second]);
   return (
     <Dialog title={`${first} and ${second || "now"}`} close={props.close} wide>
-      {wrong && <p class="c-bad" role="alert">{wrong}</p>}
+      {wrong && (
+        <p class="c-bad" role="alert">
+          {wrong}
+        </p>
+      )}
       {!answer && !wrong && <p class="muted">Comparing …</p>}
       {answer && <Compared answer={answer} />}
     </Dialog>
@@ -43,7 +47,8 @@ function Compared({ answer }: { answer: Comparison }) {
     ["Batches", count(first.batches), count(second.batches)],
     ["Method", methodOf(first), methodOf(second)],
   ];
-  if (first.classify ?? second.classify) rows.push(["Classification", methodOf(first.classify), methodOf(second.classify)]);
+  if (first.classify ?? second.classify)
+    rows.push(["Classification", methodOf(first.classify), methodOf(second.classify)]);
   const tracks = Object.entries(answer.tracks);
   return (
     <div class="stack">
@@ -52,11 +57,26 @@ function Compared({ answer }: { answer: Comparison }) {
       {tracks.map(([key, track]) => (
         <section key={key} class="stack streams-compared-track">
           <h3>{keyTitle(key)}</h3>
-          {track.in !== "both" && <p class="muted">Only {track.in === "first" ? titleOf(first) : titleOf(second)} has adapted here.</p>}
-          {track.distance !== null && (
-            <p>{track.distance === 0 ? "Their weights are the same." : <>Their weights are <b>{percent(track.distance, 2)}</b> apart, measured by the length of the source's.</>}</p>
+          {track.in !== "both" && (
+            <p class="muted">Only {track.in === "first" ? titleOf(first) : titleOf(second)} has adapted here.</p>
           )}
-          <SideBySide caption={keyTitle(key)} first={titleOf(first)} second={titleOf(second)} rows={trackRows(track.first, track.second)} />
+          {track.distance !== null && (
+            <p>
+              {track.distance === 0 ? (
+                "Their weights are the same."
+              ) : (
+                <>
+                  Their weights are <b>{percent(track.distance, 2)}</b> apart, measured by the length of the source's.
+                </>
+              )}
+            </p>
+          )}
+          <SideBySide
+            caption={keyTitle(key)}
+            first={titleOf(first)}
+            second={titleOf(second)}
+            rows={trackRows(track.first, track.second)}
+          />
           {track.parameters.length > 0 && <Layers parameters={track.parameters} />}
         </section>
       ))}
@@ -71,10 +91,17 @@ function methodOf(side: { method: string; settings: Record<string, Json> } | nul
 }
 
 function trackRows(first: ComparedTrack | null, second: ComparedTrack | null): TableRow[] {
-  const row = (title: string, value: (side: ComparedTrack) => string): TableRow => [title, first ? value(first) : "–", second ? value(second) : "–"];
+  const row = (title: string, value: (side: ComparedTrack) => string): TableRow => [
+    title,
+    first ? value(first) : "–",
+    second ? value(second) : "–",
+  ];
   return [
     row("Version", (side) => String(side.version)),
-    row("Learned from / skipped / undone", (side) => `${count(side.applied)} / ${count(side.skipped)} / ${count(side.undone)}`),
+    row(
+      "Learned from / skipped / undone",
+      (side) => `${count(side.applied)} / ${count(side.skipped)} / ${count(side.undone)}`,
+    ),
     row("Distance from the source", (side) => percent(side.distance_from_source, 2)),
     row("Modality gap", (side) => figure(side.drift?.modality_gap)),
     row("Its target", (side) => figure(side.drift?.modality_gap_target)),
@@ -91,11 +118,23 @@ function SideBySide(props: { caption: string; first: string; second: string; row
     <div class="scroll">
       <table class="streams-sides">
         <caption class="unseen">{props.caption}</caption>
-        <thead><tr><td /><th scope="col" class="number">{props.first}</th><th scope="col" class="number">{props.second}</th></tr></thead>
+        <thead>
+          <tr>
+            <td />
+            <th scope="col" class="number">
+              {props.first}
+            </th>
+            <th scope="col" class="number">
+              {props.second}
+            </th>
+          </tr>
+        </thead>
         <tbody>
           {props.rows.map(([title, one, other]) => (
             <tr key={title} class={one === other || title === "Taken" ? "" : "streams-differs"}>
-              <th scope="row">{title}</th><td class="number">{one}</td><td class="number">{other}</td>
+              <th scope="row">{title}</th>
+              <td class="number">{one}</td>
+              <td class="number">{other}</td>
             </tr>
           ))}
         </tbody>
@@ -114,7 +153,9 @@ function Layers({ parameters }: { parameters: Comparison["tracks"][string]["para
         {parameters.map(({ name, size, distance }) => (
           <li key={name} title={`${count(size)} numbers`}>
             <code>{name}</code>
-            <svg viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true"><rect width={(distance / most) * 100} height="1" /></svg>
+            <svg viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true">
+              <rect width={(distance / most) * 100} height="1" />
+            </svg>
             <span>{percent(distance, 2)}</span>
           </li>
         ))}

@@ -4,7 +4,18 @@ import { ago, figure } from "../../lib/format.ts";
 import type { GuardEvent, StreamCard, Track } from "../../lib/types.ts";
 
 /** The worst first. */
-export const CONDITIONS = ["guarded", "undone", "warned", "skipping", "shifted", "learning", "healthy", "new", "idle", "fixed"] as const;
+export const CONDITIONS = [
+  "guarded",
+  "undone",
+  "warned",
+  "skipping",
+  "shifted",
+  "learning",
+  "healthy",
+  "new",
+  "idle",
+  "fixed",
+] as const;
 export type Name = (typeof CONDITIONS)[number];
 
 export interface Condition {
@@ -20,12 +31,21 @@ export interface Condition {
 }
 
 export const KIND: Record<Name, "ok" | "busy" | "warn" | "bad" | "off"> = {
-  guarded: "bad", undone: "bad", warned: "warn", skipping: "warn", shifted: "warn",
-  learning: "busy", healthy: "ok", new: "off", idle: "off", fixed: "off",
+  guarded: "bad",
+  undone: "bad",
+  warned: "warn",
+  skipping: "warn",
+  shifted: "warn",
+  learning: "busy",
+  healthy: "ok",
+  new: "off",
+  idle: "off",
+  fixed: "off",
 };
 
 /** Conditions that want somebody to look. A shift does not: that is what a stream adapts to. */
-export const needsAttention = (condition: Condition): boolean => CONDITIONS.indexOf(condition.name) < CONDITIONS.indexOf("shifted");
+export const needsAttention = (condition: Condition): boolean =>
+  CONDITIONS.indexOf(condition.name) < CONDITIONS.indexOf("shifted");
 
 /** Not heard of for so long a stream is idle. */
 const IDLE_S = 300;
@@ -61,7 +81,8 @@ export const found = (finding: string): string => FOUND[finding] ?? finding;
 export const restWords = (batches: number): string => `${batches} more ${batches === 1 ? "batch" : "batches"}`;
 
 /** Why the guard did it, with its figures, as the end of a sentence. */
-export const because = ({ finding, reason }: GuardEvent): string => (finding === "harm" ? `${found(finding)}: ${reason}` : reason);
+export const because = ({ finding, reason }: GuardEvent): string =>
+  finding === "harm" ? `${found(finding)}: ${reason}` : reason;
 
 const last = <T>(values: readonly T[] | undefined): T | undefined => values?.at(-1);
 
@@ -74,7 +95,9 @@ export function conditionOf(card: StreamCard, now: number): Condition {
   const worst = all.sort(compare)[0];
   if (worst) return worst;
   const idle = now - card.last_seen > IDLE_S;
-  return idle ? quiet("idle", "It has had no queries for a while.", 0) : quiet("new", "It has not adapted to anything yet.", 0);
+  return idle
+    ? quiet("idle", "It has had no queries for a while.", 0)
+    : quiet("new", "It has not adapted to anything yet.", 0);
 }
 
 /** The worse first; among equals what began last. */
@@ -85,7 +108,8 @@ export function compare(one: Condition, other: Condition): number {
 const quiet = (name: Name, why: string, track: number): Condition => ({ name, text: name, why, since: null, track });
 
 function ofTrack(track: Track, place: number, card: StreamCard, now: number): Condition {
-  const trouble = guarded(track, place, now) ?? failing(track, place) ?? concerned(track, place) ?? shifted(track, place, now);
+  const trouble =
+    guarded(track, place, now) ?? failing(track, place) ?? concerned(track, place) ?? shifted(track, place, now);
   return trouble ?? calm(track, place, card, now);
 }
 
@@ -109,7 +133,13 @@ const undid = ({ action }: GuardEvent): string =>
 
 function failing({ recent, last_reason: reason }: Track, track: number): Condition | null {
   if (last(recent?.status) !== "undone") return null;
-  return { name: "undone", text: "last batch undone", why: `What the last batch taught was undone: ${reason}.`, since: last(recent?.at) ?? null, track };
+  return {
+    name: "undone",
+    text: "last batch undone",
+    why: `What the last batch taught was undone: ${reason}.`,
+    since: last(recent?.at) ?? null,
+    track,
+  };
 }
 
 function concerned({ guard }: Track, track: number): Condition | null {
@@ -130,18 +160,34 @@ function shifted({ guard, recent }: Track, track: number, now: number): Conditio
   const event = last(guard.events);
   if (event?.finding === "changed" && now - event.time < REMEMBERED_S) {
     const what = event.action === "reset" ? "started anew" : done(event.action);
-    return { name: "shifted", text: `shifted: ${what} ${ago(event.time, now)}`, why: `The guard ${done(event.action)} ${ago(event.time, now)}: ${event.reason}.`, since: event.time, track };
+    return {
+      name: "shifted",
+      text: `shifted: ${what} ${ago(event.time, now)}`,
+      why: `The guard ${done(event.action)} ${ago(event.time, now)}: ${event.reason}.`,
+      since: event.time,
+      track,
+    };
   }
   const shift = latest(recent?.shift);
   if (shift === null || shift < SHIFTED) return null;
-  return { name: "shifted", text: `shifted: ${figure(shift, 2)} × clean`, why: `Its queries are ${figure(shift, 2)} times as far from clean ones as clean ones are from each other.`, since: null, track };
+  return {
+    name: "shifted",
+    text: `shifted: ${figure(shift, 2)} × clean`,
+    why: `Its queries are ${figure(shift, 2)} times as far from clean ones as clean ones are from each other.`,
+    since: null,
+    track,
+  };
 }
 
 function calm(track: Track, place: number, card: StreamCard, now: number): Condition {
   const classifies = track.direction === "audio+video->label";
   const method = classifies ? card.classify?.method : card.method;
   if (now - card.last_seen > IDLE_S) return quiet("idle", `Its last query came ${ago(card.last_seen, now)}.`, place);
-  if (method === "source") return { ...quiet("fixed", "It is answered by the source model, which never adapts.", place), text: "not adapting" };
+  if (method === "source")
+    return {
+      ...quiet("fixed", "It is answered by the source model, which never adapts.", place),
+      text: "not adapting",
+    };
   const at = last(track.recent?.at);
   if (at !== undefined && now - at < LEARNING_S && last(track.recent?.status) === "applied") {
     return quiet("learning", `It learned from a batch ${ago(at, now)}.`, place);

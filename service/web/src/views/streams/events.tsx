@@ -8,13 +8,17 @@ const SHOWN = 12;
 
 /** What the guards of all streams have done, the newest first. */
 export function Events({ cards, now }: { cards: readonly StreamCard[]; now: number }) {
-  const events = cards.flatMap((card) => card.tracks.flatMap((track) => track.guard.events.map((event) => ({ ...event, stream: card.name }))));
+  const events = cards.flatMap((card) =>
+    card.tracks.flatMap((track) => track.guard.events.map((event) => ({ ...event, stream: card.name }))),
+  );
   events.sort((one, other) => other.time - one.time);
   return (
     <section class="card" aria-labelledby="streams-events">
       <h2 id="streams-events">What the guard did</h2>
       {events.length === 0 ? (
-        <p class="muted">Nothing so far. The guard watches every batch, and skips it or takes back what it taught when that does harm.</p>
+        <p class="muted">
+          Nothing so far. The guard watches every batch, and skips it or takes back what it taught when that does harm.
+        </p>
       ) : (
         <ol class="streams-feed">
           {events.slice(0, SHOWN).map((event) => (
@@ -22,7 +26,11 @@ export function Events({ cards, now }: { cards: readonly StreamCard[]; now: numb
           ))}
         </ol>
       )}
-      {events.length > SHOWN && <p class="hint">The newest {SHOWN} of {events.length}; a stream's page has all of its own.</p>}
+      {events.length > SHOWN && (
+        <p class="hint">
+          The newest {SHOWN} of {events.length}; a stream's page has all of its own.
+        </p>
+      )}
     </section>
   );
 }
@@ -32,10 +40,19 @@ const SEVERE = new Set(["rollback", "reset"]);
 export function EventLine({ event, now, named = false }: { event: GuardEvent; now: number; named?: boolean }) {
   return (
     <li>
-      <time dateTime={new Date(event.time * 1000).toISOString()} title={moment(event.time)}>{ago(event.time, now)}</time>
+      <time dateTime={new Date(event.time * 1000).toISOString()} title={moment(event.time)}>
+        {ago(event.time, now)}
+      </time>
       <div>
-        {named && <><a href={link("streams", event.stream)}>{event.stream}</a> <small>{keyTitle(event.track)}</small> </>}
-        <span><b class={SEVERE.has(event.action) ? "c-bad" : "c-warn"}>{sentenceCase(done(event.action))}</b>: {because(event)}.</span>
+        {named && (
+          <>
+            <a href={link("streams", event.stream)}>{event.stream}</a> <small>{keyTitle(event.track)}</small>{" "}
+          </>
+        )}
+        <span>
+          <b class={SEVERE.has(event.action) ? "c-bad" : "c-warn"}>{sentenceCase(done(event.action))}</b>:{" "}
+          {because(event)}.
+        </span>
       </div>
     </li>
   );

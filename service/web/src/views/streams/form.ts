@@ -22,8 +22,15 @@ export const NONE = "none";
 export function controlOf(name: string, schema: SettingSchema): Control {
   const options = schema.anyOf ?? [];
   const inner = options.find((option) => option.type !== "null") ?? schema;
-  const kind =
-    inner.enum ? "choice" : inner.type === "integer" ? "whole" : inner.type === "number" ? "number" : inner.type === "boolean" ? "switch" : "json";
+  const kind = inner.enum
+    ? "choice"
+    : inner.type === "integer"
+      ? "whole"
+      : inner.type === "number"
+        ? "number"
+        : inner.type === "boolean"
+          ? "switch"
+          : "json";
   return {
     name,
     kind,

@@ -7,7 +7,15 @@ import { done, found } from "./condition.ts";
 const KEPT = 240;
 /** As many as a card holds. */
 const RECENT = 24;
-const FIGURES: readonly Figure[] = ["modality_gap", "modality_gap_target", "uniformity", "entropy_nats", "source_likeness", "shift", "loss"];
+const FIGURES: readonly Figure[] = [
+  "modality_gap",
+  "modality_gap_target",
+  "uniformity",
+  "entropy_nats",
+  "source_likeness",
+  "shift",
+  "loss",
+];
 
 /** Before anything is known. */
 export const NOTHING: History = { at: [], version: [], status: [], batch: [] };
@@ -65,14 +73,19 @@ export function marksOf(history: History, events: readonly GuardEvent[]): Histor
   history.status.forEach((status, place) => {
     const at = batches[place] ?? 0;
     if (status === "undone") marks.push({ at, label: "undone", colour: "bad" });
-    if (status === "skipped" && history.status[place - 1] !== "skipped") marks.push({ at, label: "skipped", colour: "warn" });
+    if (status === "skipped" && history.status[place - 1] !== "skipped")
+      marks.push({ at, label: "skipped", colour: "warn" });
   });
   for (const event of events) {
     // A batch is recorded just after the guard has ruled on it.
     const place = history.at.findIndex((at) => at >= event.time - 0.01);
     if (place < 0 || (place === 0 && event.time < (history.at[0] ?? 0) - 60)) continue;
     const severe = event.action === "rollback" || event.action === "reset";
-    marks.push({ at: batches[place] ?? 0, label: `${done(event.action)}: ${found(event.finding)}`, colour: severe ? "bad" : "warn" });
+    marks.push({
+      at: batches[place] ?? 0,
+      label: `${done(event.action)}: ${found(event.finding)}`,
+      colour: severe ? "bad" : "warn",
+    });
   }
   return marks;
 }

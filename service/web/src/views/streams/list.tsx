@@ -8,7 +8,20 @@ import { connection, streams, totalStreams } from "../../lib/state.ts";
 import type { StreamCard } from "../../lib/types.ts";
 import { conditionOf, latest, needsAttention } from "./condition.ts";
 import { Events } from "./events.tsx";
-import { batchesOf, COLUMNS, comparison, filtered, gatheredOf, kept, methodsOf, startsDown, WORST_FIRST, type Column, type Row, type Sorting } from "./order.ts";
+import {
+  batchesOf,
+  COLUMNS,
+  comparison,
+  filtered,
+  gatheredOf,
+  kept,
+  methodsOf,
+  startsDown,
+  WORST_FIRST,
+  type Column,
+  type Row,
+  type Sorting,
+} from "./order.ts";
 import { Locked, Stale, StateBadge, trackTitle } from "./parts.tsx";
 import { clock, PHONE, useMedia } from "./use.ts";
 
@@ -61,10 +74,27 @@ export function StreamList() {
   const stale = ordered.some((row, place) => row !== sorted[place]);
   const troubled = rows.filter(({ condition }) => needsAttention(condition)).length;
 
-  if (connection.value === "locked" && cards.size === 0) return <Page><Locked /></Page>;
-  if (cards.size === 0) return <Page><Stale />{connection.value === "live" && totalStreams.value === 0 ? <Empty /> : connection.value !== "lost" && <p class="muted">Asking the server …</p>}</Page>;
+  if (connection.value === "locked" && cards.size === 0)
+    return (
+      <Page>
+        <Locked />
+      </Page>
+    );
+  if (cards.size === 0)
+    return (
+      <Page>
+        <Stale />
+        {connection.value === "live" && totalStreams.value === 0 ? (
+          <Empty />
+        ) : (
+          connection.value !== "lost" && <p class="muted">Asking the server …</p>
+        )}
+      </Page>
+    );
   const sortBy = (column: Column) =>
-    setSorting((before) => (before.column === column ? { column, down: !before.down } : { column, down: startsDown(column) }));
+    setSorting((before) =>
+      before.column === column ? { column, down: !before.down } : { column, down: startsDown(column) },
+    );
   const withShift = rows.some(({ track }) => latest(track?.recent?.shift) !== null);
   const columns = COLUMNS.filter((column) => column !== "shift" || withShift);
   return (
@@ -74,20 +104,51 @@ export function StreamList() {
         <div class="card-head">
           <div>
             <h2 id="streams-all">All streams</h2>
-            <p class={`streams-summary ${troubled > 0 ? "c-bad" : "muted"}`} role="status">{summary(cards.size, troubled)}</p>
+            <p class={`streams-summary ${troubled > 0 ? "c-bad" : "muted"}`} role="status">
+              {summary(cards.size, troubled)}
+            </p>
           </div>
           <div class="row end">
             {phone && <SortSelect sorting={sorting} columns={columns} change={setSorting} />}
             <Field label="Find by name" class="streams-find">
-              <input type="search" value={name} placeholder="camera" onInput={(event) => setName(event.currentTarget.value)} />
+              <input
+                type="search"
+                value={name}
+                placeholder="camera"
+                onInput={(event) => setName(event.currentTarget.value)}
+              />
             </Field>
-            <Segments label="Which" value={shown} choices={[{ value: "all", label: "All" }, { value: "attention", label: `Need attention (${troubled})` }]} change={setShown} />
-            <button type="button" disabled={!stale} title="Rows keep their places while you read" onClick={() => setSorts((before) => before + 1)}>Sort again</button>
+            <Segments
+              label="Which"
+              value={shown}
+              choices={[
+                { value: "all", label: "All" },
+                { value: "attention", label: `Need attention (${troubled})` },
+              ]}
+              change={setShown}
+            />
+            <button
+              type="button"
+              disabled={!stale}
+              title="Rows keep their places while you read"
+              onClick={() => setSorts((before) => before + 1)}
+            >
+              Sort again
+            </button>
           </div>
         </div>
-        {ordered.length === 0 ? <Nothing name={name} /> : phone ? <Cards rows={ordered} now={now} /> : <Table rows={ordered} now={now} columns={columns} sorting={sorting} sortBy={sortBy} />}
+        {ordered.length === 0 ? (
+          <Nothing name={name} />
+        ) : phone ? (
+          <Cards rows={ordered} now={now} />
+        ) : (
+          <Table rows={ordered} now={now} columns={columns} sorting={sorting} sortBy={sortBy} />
+        )}
         {totalStreams.value > cards.size && (
-          <p class="hint streams-note">The {count(cards.size)} streams used last, of {count(totalStreams.value)}. Others open by their name: {link("streams", "NAME")}</p>
+          <p class="hint streams-note">
+            The {count(cards.size)} streams used last, of {count(totalStreams.value)}. Others open by their name:{" "}
+            {link("streams", "NAME")}
+          </p>
         )}
       </section>
       <Events cards={[...cards.values()]} now={now} />
@@ -113,8 +174,14 @@ const Page = (props: { children: ComponentChildren }) => (
 const Empty = () => (
   <section class="card empty">
     <h2>No streams yet</h2>
-    <p>A stream begins with its first query: name it in <code>"stream"</code>, and it appears here as it learns.</p>
-    <p><a class="button" href={link("search")}>Make one in Search</a></p>
+    <p>
+      A stream begins with its first query: name it in <code>"stream"</code>, and it appears here as it learns.
+    </p>
+    <p>
+      <a class="button" href={link("search")}>
+        Make one in Search
+      </a>
+    </p>
   </section>
 );
 
@@ -123,19 +190,36 @@ function Nothing({ name }: { name: string }) {
   return (
     <div class="empty">
       <p>{wanted ? `No stream here has “${wanted}” in its name.` : "No stream needs attention."}</p>
-      {totalStreams.value > streams.value.size && /^[\w.-]+$/.test(wanted) && <a class="button" href={link("streams", wanted)}>Open “{wanted}”</a>}
+      {totalStreams.value > streams.value.size && /^[\w.-]+$/.test(wanted) && (
+        <a class="button" href={link("streams", wanted)}>
+          Open “{wanted}”
+        </a>
+      )}
     </div>
   );
 }
 
 function SortSelect(props: { sorting: Sorting; columns: readonly Column[]; change: (sorting: Sorting) => void }) {
   const choices = props.columns.map((value) => ({ value, label: value === "state" ? "Worst first" : TITLES[value] }));
-  return <Select label="Sort by" value={props.sorting.column} choices={choices} change={(column) => props.change({ column, down: startsDown(column) })} />;
+  return (
+    <Select
+      label="Sort by"
+      value={props.sorting.column}
+      choices={choices}
+      change={(column) => props.change({ column, down: startsDown(column) })}
+    />
+  );
 }
 
 const NUMBERS = new Set<Column>(["version", "batches", "queue", "seen"]);
 
-function Table(props: { rows: Row[]; now: number; columns: readonly Column[]; sorting: Sorting; sortBy: (column: Column) => void }) {
+function Table(props: {
+  rows: Row[];
+  now: number;
+  columns: readonly Column[];
+  sorting: Sorting;
+  sortBy: (column: Column) => void;
+}) {
   const { rows, now, columns, sorting } = props;
   return (
     <div class="scroll">
@@ -144,7 +228,12 @@ function Table(props: { rows: Row[]; now: number; columns: readonly Column[]; so
         <thead>
           <tr>
             {columns.map((column) => (
-              <th key={column} scope="col" class={NUMBERS.has(column) ? "number" : ""} aria-sort={sorting.column === column ? (sorting.down ? "descending" : "ascending") : undefined}>
+              <th
+                key={column}
+                scope="col"
+                class={NUMBERS.has(column) ? "number" : ""}
+                aria-sort={sorting.column === column ? (sorting.down ? "descending" : "ascending") : undefined}
+              >
                 <button type="button" class="streams-sort" title={HINTS[column]} onClick={() => props.sortBy(column)}>
                   {TITLES[column]}
                   <span aria-hidden="true">{sorting.column === column ? (sorting.down ? "▼" : "▲") : ""}</span>
@@ -154,7 +243,14 @@ function Table(props: { rows: Row[]; now: number; columns: readonly Column[]; so
           </tr>
         </thead>
         <tbody>
-          {rows.map((row) => <TableRow key={row.card.name} row={row} seen={ago(row.card.last_seen, now)} withShift={columns.includes("shift")} />)}
+          {rows.map((row) => (
+            <TableRow
+              key={row.card.name}
+              row={row}
+              seen={ago(row.card.last_seen, now)}
+              withShift={columns.includes("shift")}
+            />
+          ))}
         </tbody>
       </table>
     </div>
@@ -164,41 +260,76 @@ function Table(props: { rows: Row[]; now: number; columns: readonly Column[]; so
 /** Made anew only when something in it has changed: there may be two hundred, and the time goes on. */
 function TableRow({ row, seen, withShift }: { row: Row; seen: string; withShift: boolean }) {
   const { card, condition, track } = row;
-  return useMemo(() => (
-    <tr>
-      <th scope="row" class="streams-name">
-        <a href={link("streams", card.name)}>{card.name}</a>
-        {card.pinned && <small title="Stays in memory, never expires"> pinned</small>}
-        <small class="streams-track">{trackOf(row)}</small>
-      </th>
-      <td><StateBadge condition={condition} /></td>
-      <td>{methodsOf(card).join(", ")}</td>
-      <td class="number">{card.version}</td>
-      <td class="number"><Batches card={card} /></td>
-      <td class="number"><Queue card={card} /></td>
-      <Drift row={row} name="modality_gap" label="Modality gap" />
-      <Drift row={row} name="uniformity" label="Uniformity" />
-      <Drift row={row} name="entropy_nats" label="Entropy" />
-      {withShift && <td><Trend row={row} name="shift" label="Shift" /></td>}
-      <td class="number streams-seen">{seen}</td>
-    </tr>
-  ), [card, condition.text, condition.why, track, seen, withShift]);
+  return useMemo(
+    () => (
+      <tr>
+        <th scope="row" class="streams-name">
+          <a href={link("streams", card.name)}>{card.name}</a>
+          {card.pinned && <small title="Stays in memory, never expires"> pinned</small>}
+          <small class="streams-track">{trackOf(row)}</small>
+        </th>
+        <td>
+          <StateBadge condition={condition} />
+        </td>
+        <td>{methodsOf(card).join(", ")}</td>
+        <td class="number">{card.version}</td>
+        <td class="number">
+          <Batches card={card} />
+        </td>
+        <td class="number">
+          <Queue card={card} />
+        </td>
+        <Drift row={row} name="modality_gap" label="Modality gap" />
+        <Drift row={row} name="uniformity" label="Uniformity" />
+        <Drift row={row} name="entropy_nats" label="Entropy" />
+        {withShift && (
+          <td>
+            <Trend row={row} name="shift" label="Shift" />
+          </td>
+        )}
+        <td class="number streams-seen">{seen}</td>
+      </tr>
+    ),
+    [card, condition.text, condition.why, track, seen, withShift],
+  );
 }
 
-const Drift = (props: { row: Row; name: "modality_gap" | "uniformity" | "entropy_nats"; label: string }) => <td><Trend {...props} /></td>;
+const Drift = (props: { row: Row; name: "modality_gap" | "uniformity" | "entropy_nats"; label: string }) => (
+  <td>
+    <Trend {...props} />
+  </td>
+);
 
-function Trend({ row, name, label }: { row: Row; name: "modality_gap" | "uniformity" | "entropy_nats" | "shift"; label: string }) {
+function Trend({
+  row,
+  name,
+  label,
+}: {
+  row: Row;
+  name: "modality_gap" | "uniformity" | "entropy_nats" | "shift";
+  label: string;
+}) {
   const recent = row.track?.recent;
   const values = recent?.[name] ?? [];
   const target = name === "modality_gap" ? latest(recent?.modality_gap_target) : null;
   return (
     <span class="streams-trend">
       {values.filter((value) => value !== null).length > 1 && (
-        <Spark values={values} {...(target !== null && recent?.modality_gap_target ? { target: recent.modality_gap_target } : {})} label={label} width={72} height={24} />
+        <Spark
+          values={values}
+          {...(target !== null && recent?.modality_gap_target ? { target: recent.modality_gap_target } : {})}
+          label={label}
+          width={72}
+          height={24}
+        />
       )}
       <span class="streams-figure">
         {figure(latest(values))}
-        {target !== null && <small class="c-target" title="Target">→ {figure(target)}</small>}
+        {target !== null && (
+          <small class="c-target" title="Target">
+            → {figure(target)}
+          </small>
+        )}
       </span>
     </span>
   );
@@ -235,7 +366,9 @@ const trackOf = ({ card, track }: Row): string =>
 function Cards({ rows, now }: { rows: Row[]; now: number }) {
   return (
     <ul class="streams-cards">
-      {rows.map((row) => <CardRow key={row.card.name} row={row} seen={ago(row.card.last_seen, now)} />)}
+      {rows.map((row) => (
+        <CardRow key={row.card.name} row={row} seen={ago(row.card.last_seen, now)} />
+      ))}
     </ul>
   );
 }
@@ -243,29 +376,54 @@ function Cards({ rows, now }: { rows: Row[]; now: number }) {
 function CardRow({ row, seen }: { row: Row; seen: string }) {
   const { card, condition, track } = row;
   const { applied, skipped, undone } = batchesOf(card);
-  return useMemo(() => (
-    <li>
-      <div class="row spread">
-        <a class="streams-card-name" href={link("streams", card.name)}>{card.name}</a>
-        <StateBadge condition={condition} />
-      </div>
-      <p class="hint">{[trackOf(row), methodsOf(card).join(", "), seen].filter(Boolean).join(" · ")}</p>
-      <p class="streams-counts">
-        <span>version {card.version}</span>
-        <span>{count(applied)} learned from</span>
-        {skipped > 0 && <span class="c-warn">{count(skipped)} skipped</span>}
-        {undone > 0 && <span class="c-bad">{count(undone)} undone</span>}
-        <span>{card.waiting ?? "–"} waiting</span>
-        {gatheredOf(card) > 0 && <span>{count(gatheredOf(card))} gathered</span>}
-      </p>
-      {track && (track.recent?.at.length ?? 0) > 0 && (
-        <dl class="streams-facts">
-          <div><dt>Modality gap</dt><dd><Trend row={row} name="modality_gap" label="Modality gap" /></dd></div>
-          <div><dt>Uniformity</dt><dd><Trend row={row} name="uniformity" label="Uniformity" /></dd></div>
-          <div><dt>Entropy</dt><dd><Trend row={row} name="entropy_nats" label="Entropy" /></dd></div>
-          <div><dt>Shift</dt><dd><Trend row={row} name="shift" label="Shift" /></dd></div>
-        </dl>
-      )}
-    </li>
-  ), [card, condition.text, condition.why, track, seen]);
+  return useMemo(
+    () => (
+      <li>
+        <div class="row spread">
+          <a class="streams-card-name" href={link("streams", card.name)}>
+            {card.name}
+          </a>
+          <StateBadge condition={condition} />
+        </div>
+        <p class="hint">{[trackOf(row), methodsOf(card).join(", "), seen].filter(Boolean).join(" · ")}</p>
+        <p class="streams-counts">
+          <span>version {card.version}</span>
+          <span>{count(applied)} learned from</span>
+          {skipped > 0 && <span class="c-warn">{count(skipped)} skipped</span>}
+          {undone > 0 && <span class="c-bad">{count(undone)} undone</span>}
+          <span>{card.waiting ?? "–"} waiting</span>
+          {gatheredOf(card) > 0 && <span>{count(gatheredOf(card))} gathered</span>}
+        </p>
+        {track && (track.recent?.at.length ?? 0) > 0 && (
+          <dl class="streams-facts">
+            <div>
+              <dt>Modality gap</dt>
+              <dd>
+                <Trend row={row} name="modality_gap" label="Modality gap" />
+              </dd>
+            </div>
+            <div>
+              <dt>Uniformity</dt>
+              <dd>
+                <Trend row={row} name="uniformity" label="Uniformity" />
+              </dd>
+            </div>
+            <div>
+              <dt>Entropy</dt>
+              <dd>
+                <Trend row={row} name="entropy_nats" label="Entropy" />
+              </dd>
+            </div>
+            <div>
+              <dt>Shift</dt>
+              <dd>
+                <Trend row={row} name="shift" label="Shift" />
+              </dd>
+            </div>
+          </dl>
+        )}
+      </li>
+    ),
+    [card, condition.text, condition.why, track, seen],
+  );
 }

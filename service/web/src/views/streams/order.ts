@@ -10,7 +10,19 @@ export interface Row {
   track: Track | null;
 }
 
-export const COLUMNS = ["stream", "state", "method", "version", "batches", "queue", "gap", "uniformity", "entropy", "shift", "seen"] as const;
+export const COLUMNS = [
+  "stream",
+  "state",
+  "method",
+  "version",
+  "batches",
+  "queue",
+  "gap",
+  "uniformity",
+  "entropy",
+  "shift",
+  "seen",
+] as const;
 export type Column = (typeof COLUMNS)[number];
 
 export interface Sorting {
@@ -36,33 +48,47 @@ export const batchesOf = ({ tracks }: StreamCard): { applied: number; skipped: n
   return { applied: sum("applied"), skipped: sum("skipped"), undone: sum("undone") };
 };
 
-export const gatheredOf = ({ tracks }: StreamCard): number => tracks.reduce((total, track) => total + track.gathered, 0);
+export const gatheredOf = ({ tracks }: StreamCard): number =>
+  tracks.reduce((total, track) => total + track.gathered, 0);
 
 function valueOf({ card, track }: Row, column: Column): string | number | null {
   const { applied, skipped, undone } = batchesOf(card);
   switch (column) {
-    case "stream": return card.name;
-    case "method": return methodsOf(card).join(" ");
-    case "version": return card.version;
-    case "batches": return applied + skipped + undone;
-    case "queue": return (card.waiting ?? 0) + gatheredOf(card);
-    case "gap": return latest(track?.recent?.modality_gap);
-    case "uniformity": return latest(track?.recent?.uniformity);
-    case "entropy": return latest(track?.recent?.entropy_nats);
-    case "shift": return latest(track?.recent?.shift);
-    case "seen": return card.last_seen;
-    case "state": return null;
+    case "stream":
+      return card.name;
+    case "method":
+      return methodsOf(card).join(" ");
+    case "version":
+      return card.version;
+    case "batches":
+      return applied + skipped + undone;
+    case "queue":
+      return (card.waiting ?? 0) + gatheredOf(card);
+    case "gap":
+      return latest(track?.recent?.modality_gap);
+    case "uniformity":
+      return latest(track?.recent?.uniformity);
+    case "entropy":
+      return latest(track?.recent?.entropy_nats);
+    case "shift":
+      return latest(track?.recent?.shift);
+    case "seen":
+      return card.last_seen;
+    case "state":
+      return null;
   }
 }
 
-const byName = (one: Row, other: Row): number => (one.card.name < other.card.name ? -1 : one.card.name > other.card.name ? 1 : 0);
+const byName = (one: Row, other: Row): number =>
+  one.card.name < other.card.name ? -1 : one.card.name > other.card.name ? 1 : 0;
 
 /** Unknown values come last either way; ties by name. By state: the worst, then what began last, then who was seen last. */
 export function comparison({ column, down }: Sorting): (one: Row, other: Row) => number {
   const sign = down ? -1 : 1;
   if (column === "state") {
     return (one, other) =>
-      -sign * (compareConditions(one.condition, other.condition) || other.card.last_seen - one.card.last_seen) || byName(one, other);
+      -sign * (compareConditions(one.condition, other.condition) || other.card.last_seen - one.card.last_seen) ||
+      byName(one, other);
   }
   return (one, other) => {
     const [a, b] = [valueOf(one, column), valueOf(other, column)];
@@ -74,11 +100,17 @@ export function comparison({ column, down }: Sorting): (one: Row, other: Row) =>
 
 export function filtered(rows: Row[], name: string, attentionOnly: boolean): Row[] {
   const wanted = name.trim().toLowerCase();
-  return rows.filter((row) => row.card.name.toLowerCase().includes(wanted) && (!attentionOnly || needsAttention(row.condition)));
+  return rows.filter(
+    (row) => row.card.name.toLowerCase().includes(wanted) && (!attentionOnly || needsAttention(row.condition)),
+  );
 }
 
 /** `before` without those that left, and each newcomer before the first that it would precede. */
-export function kept(before: readonly string[], sorted: readonly Row[], compare: (one: Row, other: Row) => number): Row[] {
+export function kept(
+  before: readonly string[],
+  sorted: readonly Row[],
+  compare: (one: Row, other: Row) => number,
+): Row[] {
   const rows = new Map(sorted.map((row) => [row.card.name, row]));
   const order = before.flatMap((name) => rows.get(name) ?? []);
   const known = new Set(before);

@@ -5,7 +5,9 @@ import { connection, unlock } from "../../lib/state.ts";
 import { KIND, type Condition } from "./condition.ts";
 
 export const StateBadge = ({ condition }: { condition: Condition }) => (
-  <Badge kind={KIND[condition.name]} title={condition.why}>{condition.text}</Badge>
+  <Badge kind={KIND[condition.name]} title={condition.why}>
+    {condition.text}
+  </Badge>
 );
 
 const GALLERIES: Record<string, string> = { classes: "classifier" };
@@ -28,7 +30,9 @@ export function Locked() {
     <section class="card empty">
       <h2>Locked</h2>
       <p>What streams have learned is shown to whoever has the admin key of this server.</p>
-      <button type="button" class="primary" onClick={() => void unlock()}>Enter the admin key</button>
+      <button type="button" class="primary" onClick={() => void unlock()}>
+        Enter the admin key
+      </button>
     </section>
   );
 }
@@ -36,5 +40,9 @@ export function Locked() {
 /** Says that what is shown is not up to date. */
 export function Stale() {
   if (connection.value !== "lost") return null;
-  return <p class="streams-stale" role="status">The connection is lost. This is how things stood; the page tries to connect again by itself.</p>;
+  return (
+    <p class="streams-stale" role="status">
+      The connection is lost. This is how things stood; the page tries to connect again by itself.
+    </p>
+  );
 }

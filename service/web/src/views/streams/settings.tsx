@@ -17,7 +17,13 @@ export function SettingsCard({ card }: { card: StreamCard }) {
       <h2 id="streams-settings">Settings</h2>
       {offered && <MethodForm key="retrieve" card={card} task="retrieve" title="Retrieval" methods={offered.methods} />}
       {offered?.classifier && card.classify && (
-        <MethodForm key="classify" card={card} task="classify" title="Classification" methods={offered.classifier.methods} />
+        <MethodForm
+          key="classify"
+          card={card}
+          task="classify"
+          title="Classification"
+          methods={offered.classifier.methods}
+        />
       )}
       <KeepForm card={card} />
     </section>
@@ -66,22 +72,44 @@ function MethodForm(props: { card: StreamCard; task: Task; title: string; method
   };
 
   return (
-    <form class="stack streams-form" aria-label={`${props.title} method`} onSubmit={(event) => {
-      event.preventDefault();
-      void submit();
-    }}>
-      <Select label={`${props.title} method`} value={method} hint={chosen?.summary ?? ""} choices={Object.keys(methods)} disabled={busy !== ""}
-        change={(value) => change({ method: value, preset: "", draft: value === current.method ? draftOf(current.settings).draft : {} })} />
+    <form
+      class="stack streams-form"
+      aria-label={`${props.title} method`}
+      onSubmit={(event) => {
+        event.preventDefault();
+        void submit();
+      }}
+    >
+      <Select
+        label={`${props.title} method`}
+        value={method}
+        hint={chosen?.summary ?? ""}
+        choices={Object.keys(methods)}
+        disabled={busy !== ""}
+        change={(value) =>
+          change({ method: value, preset: "", draft: value === current.method ? draftOf(current.settings).draft : {} })
+        }
+      />
       {presets.length > 1 && (
-        <Select label="Preset" value={preset} choices={[{ value: "", label: "none" }, ...presets.map((value) => ({ value, label: value }))]} change={(value) => change({ preset: value })} />
+        <Select
+          label="Preset"
+          value={preset}
+          choices={[{ value: "", label: "none" }, ...presets.map((value) => ({ value, label: value }))]}
+          change={(value) => change({ preset: value })}
+        />
       )}
       {controls.length > 0 && (
         <details>
           <summary>Its settings{setWords(settings)}</summary>
           <div class="streams-controls">
             {controls.map((control) => (
-              <SettingField key={control.name} control={control} text={draft[control.name] ?? ""} wrong={wrong[control.name] ?? ""}
-                change={(text) => change({ draft: { ...draft, [control.name]: text } })} />
+              <SettingField
+                key={control.name}
+                control={control}
+                text={draft[control.name] ?? ""}
+                wrong={wrong[control.name] ?? ""}
+                change={(text) => change({ draft: { ...draft, [control.name]: text } })}
+              />
             ))}
           </div>
         </details>
@@ -89,8 +117,12 @@ function MethodForm(props: { card: StreamCard; task: Task; title: string; method
       {drops && <p class="c-warn">Another method starts anew: what has been learned will be dropped.</p>}
       {edited && (
         <div class="row">
-          <button type="submit" class="primary" disabled={busy !== "" || Object.keys(wrong).length > 0}>Save method</button>
-          <button type="button" disabled={busy !== ""} onClick={() => setEdited(null)}>Discard changes</button>
+          <button type="submit" class="primary" disabled={busy !== "" || Object.keys(wrong).length > 0}>
+            Save method
+          </button>
+          <button type="button" disabled={busy !== ""} onClick={() => setEdited(null)}>
+            Discard changes
+          </button>
         </div>
       )}
     </form>
@@ -102,22 +134,59 @@ function setWords(settings: Record<string, Json>): string {
   return set === 0 ? ": all as usual" : `: ${set} set`;
 }
 
-const standardOf = ({ standard }: Control): string => (standard === true ? "on" : standard === false ? "off" : written(standard));
+const standardOf = ({ standard }: Control): string =>
+  standard === true ? "on" : standard === false ? "off" : written(standard);
 
-function SettingField({ control, text, wrong, change }: { control: Control; text: string; wrong: string; change: (text: string) => void }) {
+function SettingField({
+  control,
+  text,
+  wrong,
+  change,
+}: {
+  control: Control;
+  text: string;
+  wrong: string;
+  change: (text: string) => void;
+}) {
   const label = words(control.name);
   const usual = `usual: ${standardOf(control)}`;
   if (control.kind === "switch" || control.kind === "choice") {
-    const values = control.kind === "switch" ? [{ value: "true", label: "on" }, { value: "false", label: "off" }] : control.choices.map((value) => ({ value, label: value }));
+    const values =
+      control.kind === "switch"
+        ? [
+            { value: "true", label: "on" },
+            { value: "false", label: "off" },
+          ]
+        : control.choices.map((value) => ({ value, label: value }));
     const none = control.nullable ? [{ value: NONE, label: NONE }] : [];
-    return <Select label={label} value={text} choices={[{ value: "", label: usual }, ...values, ...none]} change={change} hint={control.description} />;
+    return (
+      <Select
+        label={label}
+        value={text}
+        choices={[{ value: "", label: usual }, ...values, ...none]}
+        change={change}
+        hint={control.description}
+      />
+    );
   }
   return (
     <Field label={label} hint={control.description}>
-      <input type="text" inputMode={control.nullable || control.kind === "json" ? "text" : "decimal"} value={text} placeholder={usual} autocomplete="off" spellcheck={false}
-        aria-invalid={wrong !== ""} onInput={(event) => change(event.currentTarget.value)} />
+      <input
+        type="text"
+        inputMode={control.nullable || control.kind === "json" ? "text" : "decimal"}
+        value={text}
+        placeholder={usual}
+        autocomplete="off"
+        spellcheck={false}
+        aria-invalid={wrong !== ""}
+        onInput={(event) => change(event.currentTarget.value)}
+      />
       {control.nullable && <small>A number, or “{NONE}”.</small>}
-      {wrong && <small class="c-bad" role="alert">{wrong}</small>}
+      {wrong && (
+        <small class="c-bad" role="alert">
+          {wrong}
+        </small>
+      )}
     </Field>
   );
 }
@@ -145,20 +214,41 @@ function KeepForm({ card }: { card: StreamCard }) {
       say("Saved. What has been learned stays.");
     });
   return (
-    <form class="stack streams-form" aria-label="Guard and memory" onSubmit={(event) => {
-      event.preventDefault();
-      void submit();
-    }}>
-      <Select label="Guard" hint="What follows when a batch is unusual, or adaptation does harm." value={policy} disabled={busy !== ""}
-        choices={Object.entries(POLICIES).map(([value, label]) => ({ value, label }))} change={(value) => setEdited({ pinned, policy: value })} />
+    <form
+      class="stack streams-form"
+      aria-label="Guard and memory"
+      onSubmit={(event) => {
+        event.preventDefault();
+        void submit();
+      }}
+    >
+      <Select
+        label="Guard"
+        hint="What follows when a batch is unusual, or adaptation does harm."
+        value={policy}
+        disabled={busy !== ""}
+        choices={Object.entries(POLICIES).map(([value, label]) => ({ value, label }))}
+        change={(value) => setEdited({ pinned, policy: value })}
+      />
       <label class="streams-check">
-        <input type="checkbox" checked={pinned} disabled={busy !== ""} onChange={(event) => setEdited({ policy, pinned: event.currentTarget.checked })} />
-        <span>Pinned <small>stays in memory and never expires</small></span>
+        <input
+          type="checkbox"
+          checked={pinned}
+          disabled={busy !== ""}
+          onChange={(event) => setEdited({ policy, pinned: event.currentTarget.checked })}
+        />
+        <span>
+          Pinned <small>stays in memory and never expires</small>
+        </span>
       </label>
       {edited && (
         <div class="row">
-          <button type="submit" class="primary" disabled={busy !== ""}>Save guard and memory</button>
-          <button type="button" disabled={busy !== ""} onClick={() => setEdited(null)}>Discard changes</button>
+          <button type="submit" class="primary" disabled={busy !== ""}>
+            Save guard and memory
+          </button>
+          <button type="button" disabled={busy !== ""} onClick={() => setEdited(null)}>
+            Discard changes
+          </button>
         </div>
       )}
     </form>

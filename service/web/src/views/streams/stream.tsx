@@ -18,7 +18,12 @@ import { clock, keyOf, useHistory, useStream, useWork } from "./use.ts";
 /** `#/streams/NAME`. */
 export function StreamPage({ name }: { name: string }) {
   const { card, state, why, again } = useStream(name);
-  if (state === "gone") return <Frame name={name}><Gone name={name} was={card !== null} again={again} /></Frame>;
+  if (state === "gone")
+    return (
+      <Frame name={name}>
+        <Gone name={name} was={card !== null} again={again} />
+      </Frame>
+    );
   if (card) return <There card={card} />;
   return (
     <Frame name={name}>
@@ -27,7 +32,9 @@ export function StreamPage({ name }: { name: string }) {
       {state === "failed" && (
         <section class="card empty" role="alert">
           <p>The stream cannot be shown: {why}.</p>
-          <button type="button" onClick={again}>Try again</button>
+          <button type="button" onClick={again}>
+            Try again
+          </button>
         </section>
       )}
     </Frame>
@@ -37,7 +44,9 @@ export function StreamPage({ name }: { name: string }) {
 const Frame = (props: { name: string; children: ComponentChildren }) => (
   <div class="stack">
     <header>
-      <a class="streams-back" href={link("streams")}>← All streams</a>
+      <a class="streams-back" href={link("streams")}>
+        ← All streams
+      </a>
       <h1 class="streams-title">{props.name}</h1>
     </header>
     {props.children}
@@ -48,10 +57,17 @@ function Gone({ name, was, again }: { name: string; was: boolean; again: () => v
   return (
     <section class="card empty" role="status">
       <h2>{was ? "This stream is gone" : "There is no such stream"}</h2>
-      <p>{was ? `“${name}” has been deleted, or has expired.` : `“${name}” has not been used yet, or has been deleted.`} It begins anew with the next query that names it.</p>
+      <p>
+        {was ? `“${name}” has been deleted, or has expired.` : `“${name}” has not been used yet, or has been deleted.`}{" "}
+        It begins anew with the next query that names it.
+      </p>
       <p class="row streams-middle">
-        <a class="button" href={link("streams")}>All streams</a>
-        <button type="button" onClick={again}>Look again</button>
+        <a class="button" href={link("streams")}>
+          All streams
+        </a>
+        <button type="button" onClick={again}>
+          Look again
+        </button>
       </p>
     </section>
   );
@@ -82,11 +98,19 @@ function There({ card }: { card: StreamCard }) {
   const path = `/admin/streams/${part(name)}`;
 
   const reset = async () => {
-    const learned = card.version > 0 ? `What it has learned (version ${card.version}, ${count(card.batches)} batches) is dropped.` : "Whatever it has gathered is dropped.";
+    const learned =
+      card.version > 0
+        ? `What it has learned (version ${card.version}, ${count(card.batches)} batches) is dropped.`
+        : "Whatever it has gathered is dropped.";
     const kept = snapshots?.length ? " Its snapshots stay." : " Take a snapshot first if you may want it back.";
     if (!(await confirmed(`Reset “${name}”?`, `${learned} It goes on from the source model.${kept}`, "Reset"))) return;
     await run("reset", async () => {
-      show(await post<StreamCard>(`${path}/reset`, undefined, { remember: true, python: pythonCall("client.reset_stream", [name]) }));
+      show(
+        await post<StreamCard>(`${path}/reset`, undefined, {
+          remember: true,
+          python: pythonCall("client.reset_stream", [name]),
+        }),
+      );
       say(`“${name}” goes on from the source model`);
     });
   };
@@ -112,28 +136,50 @@ function There({ card }: { card: StreamCard }) {
       <Stale />
       <header class="streams-head">
         <div class="grow">
-          <a class="streams-back" href={link("streams")}>← All streams</a>
+          <a class="streams-back" href={link("streams")}>
+            ← All streams
+          </a>
           <div class="row">
             <h1 class="streams-title">{name}</h1>
             <StateBadge condition={condition} />
           </div>
           <p class="muted">{condition.why}</p>
           <p class="hint">
-            Version {card.version} · {count(applied + skipped + undone)} batches · last query {ago(card.last_seen, now)} · made {ago(card.created_at, now)}
-            {card.waiting ? ` · ${count(card.waiting)} waiting` : ""}{card.pinned ? " · pinned" : ""}
+            Version {card.version} · {count(applied + skipped + undone)} batches · last query {ago(card.last_seen, now)}{" "}
+            · made {ago(card.created_at, now)}
+            {card.waiting ? ` · ${count(card.waiting)} waiting` : ""}
+            {card.pinned ? " · pinned" : ""}
           </p>
         </div>
         <div class="row">
-          <button type="button" class="primary" disabled={busy !== ""} onClick={() => setTaking(true)}>Take snapshot …</button>
-          <button type="button" disabled={busy !== ""} onClick={() => void reset()}>Reset …</button>
-          <button type="button" disabled={busy !== ""} onClick={() => void discard()}>Delete …</button>
+          <button type="button" class="primary" disabled={busy !== ""} onClick={() => setTaking(true)}>
+            Take snapshot …
+          </button>
+          <button type="button" disabled={busy !== ""} onClick={() => void reset()}>
+            Reset …
+          </button>
+          <button type="button" disabled={busy !== ""} onClick={() => void discard()}>
+            Delete …
+          </button>
         </div>
       </header>
-      {taking && <TakeSnapshot stream={name} taken={() => void load().catch(() => undefined)} close={() => setTaking(false)} />}
-      {card.tracks.length === 0 && <section class="card empty"><p>It has nothing to show yet: it begins to learn with its first queries.</p></section>}
+      {taking && (
+        <TakeSnapshot stream={name} taken={() => void load().catch(() => undefined)} close={() => setTaking(false)} />
+      )}
+      {card.tracks.length === 0 && (
+        <section class="card empty">
+          <p>It has nothing to show yet: it begins to learn with its first queries.</p>
+        </section>
+      )}
       {card.tracks.map((track, place) => (
-        <TrackSection key={keyOf(track)} track={track} history={histories[keyOf(track)]!} now={now} group={`${name}-${place}`}
-          method={(track.direction === "audio+video->label" ? card.classify?.method : card.method) ?? ""} />
+        <TrackSection
+          key={keyOf(track)}
+          track={track}
+          history={histories[keyOf(track)]!}
+          now={now}
+          group={`${name}-${place}`}
+          method={(track.direction === "audio+video->label" ? card.classify?.method : card.method) ?? ""}
+        />
       ))}
       <div class="columns streams-bottom">
         <Snapshots card={card} snapshots={snapshots} load={load} />

@@ -17,12 +17,18 @@ export function TrackSection(props: { track: Track; history: History; method: st
     <section class="card" aria-labelledby={id}>
       <div class="card-head">
         <h2 id={id}>{title}</h2>
-        <span class="muted">{props.method}, version {track.version}</span>
+        <span class="muted">
+          {props.method}, version {track.version}
+        </span>
       </div>
       <p class="streams-last">{lastWords(track)}</p>
       <div class="streams-body">
         <div>
-          {history.at.length === 0 ? <NoBatches track={track} /> : <Plots history={history} track={track} group={props.group} />}
+          {history.at.length === 0 ? (
+            <NoBatches track={track} />
+          ) : (
+            <Plots history={history} track={track} group={props.group} />
+          )}
         </div>
         <div class="stack">
           <Figures track={track} />
@@ -48,7 +54,10 @@ function NoBatches({ track }: { track: Track }) {
   return (
     <div class="empty">
       <p>Nothing to plot yet.</p>
-      <p>{count(track.gathered)} {track.gathered === 1 ? "query is" : "queries are"} gathered{size ? ` of the ${size} that make a full batch` : ""}.</p>
+      <p>
+        {count(track.gathered)} {track.gathered === 1 ? "query is" : "queries are"} gathered
+        {size ? ` of the ${size} that make a full batch` : ""}.
+      </p>
     </div>
   );
 }
@@ -61,9 +70,22 @@ interface Chart {
 }
 
 const CHARTS: readonly Chart[] = [
-  { title: "Modality gap", hint: "How far the queries lie from what is searched. Adaptation moves it to the target, which is what clean queries have.", figure: "modality_gap", target: "modality_gap_target" },
-  { title: "Uniformity", hint: "How widely the queries are spread. Near 0 they are almost the same.", figure: "uniformity" },
-  { title: "Entropy (nats)", hint: "How undecided the model is between the candidates. It falls as the model becomes surer.", figure: "entropy_nats" },
+  {
+    title: "Modality gap",
+    hint: "How far the queries lie from what is searched. Adaptation moves it to the target, which is what clean queries have.",
+    figure: "modality_gap",
+    target: "modality_gap_target",
+  },
+  {
+    title: "Uniformity",
+    hint: "How widely the queries are spread. Near 0 they are almost the same.",
+    figure: "uniformity",
+  },
+  {
+    title: "Entropy (nats)",
+    hint: "How undecided the model is between the candidates. It falls as the model becomes surer.",
+    figure: "entropy_nats",
+  },
   { title: "Shift", hint: "How far the queries are from clean ones; clean ones are at 1.", figure: "shift" },
   { title: "Loss", hint: "What the method makes smaller. Compare it within one stream only.", figure: "loss" },
 ];
@@ -81,14 +103,36 @@ function Plots({ history, track, group }: { history: History; track: Track; grou
         <Strip history={history} />
         <div class="streams-plots">
           {charts.map((chart) => (
-            <Plot key={chart.figure} title={chart.title} hint={chart.hint} x={x} lines={linesOf(chart, history)} marks={marks} group={group} height={140} xLabel="batch" whole />
+            <Plot
+              key={chart.figure}
+              title={chart.title}
+              hint={chart.hint}
+              x={x}
+              lines={linesOf(chart, history)}
+              marks={marks}
+              group={group}
+              height={140}
+              xLabel="batch"
+              whole
+            />
           ))}
         </div>
         <details class="streams-meaning">
           <summary>What the plots show</summary>
           <dl>
-            {charts.map((chart) => <div key={chart.figure}><dt>{chart.title}</dt><dd>{chart.hint}</dd></div>)}
-            <div><dt>Dashed upright lines</dt><dd>What the guard did, batches that were undone, and where skipping began: <span class="c-bad">red</span> where learning was taken back, <span class="c-warn">amber</span> else.</dd></div>
+            {charts.map((chart) => (
+              <div key={chart.figure}>
+                <dt>{chart.title}</dt>
+                <dd>{chart.hint}</dd>
+              </div>
+            ))}
+            <div>
+              <dt>Dashed upright lines</dt>
+              <dd>
+                What the guard did, batches that were undone, and where skipping began: <span class="c-bad">red</span>{" "}
+                where learning was taken back, <span class="c-warn">amber</span> else.
+              </dd>
+            </div>
           </dl>
         </details>
       </>
@@ -97,7 +141,13 @@ function Plots({ history, track, group }: { history: History; track: Track; grou
 }
 
 function linesOf({ title, figure: name, target }: Chart, history: History): Line[] {
-  const lines: Line[] = [{ label: target ? "now" : title.replace(/ \(.*/, "").toLowerCase(), values: history[name] ?? [], colour: "adapted" }];
+  const lines: Line[] = [
+    {
+      label: target ? "now" : title.replace(/ \(.*/, "").toLowerCase(),
+      values: history[name] ?? [],
+      colour: "adapted",
+    },
+  ];
   const wanted = target && history[target];
   if (wanted && known(wanted)) lines.push({ label: "target", values: wanted, colour: "target", dashed: true });
   return lines;
@@ -119,8 +169,17 @@ function Strip({ history }: { history: History }) {
         <span class="c-warn">■ {counts.skipped} skipped</span>
         <span class="c-bad">■ {counts.undone} undone</span>
       </p>
-      <svg viewBox={`0 0 ${Math.max(history.status.length, FEWEST_CELLS)} 1`} preserveAspectRatio="none" role="img" aria-label={words}>
-        {history.status.map((status, place) => <rect key={place} class={`streams-${status}`} x={place} y="0" width="0.86" height="1"><title>{`Batch ${history.batch?.[place] ?? place + 1} ${STATUS[status]}, ${moment(history.at[place]!)}`}</title></rect>)}
+      <svg
+        viewBox={`0 0 ${Math.max(history.status.length, FEWEST_CELLS)} 1`}
+        preserveAspectRatio="none"
+        role="img"
+        aria-label={words}
+      >
+        {history.status.map((status, place) => (
+          <rect key={place} class={`streams-${status}`} x={place} y="0" width="0.86" height="1">
+            <title>{`Batch ${history.batch?.[place] ?? place + 1} ${STATUS[status]}, ${moment(history.at[place]!)}`}</title>
+          </rect>
+        ))}
       </svg>
     </div>
   );
@@ -140,7 +199,12 @@ function Figures({ track }: { track: Track }) {
     <div>
       <h3>Figures</h3>
       <dl class="streams-facts">
-        {facts.map(([name, value]) => <div key={name}><dt>{name}</dt><dd>{value}</dd></div>)}
+        {facts.map(([name, value]) => (
+          <div key={name}>
+            <dt>{name}</dt>
+            <dd>{value}</dd>
+          </div>
+        ))}
       </dl>
     </div>
   );
@@ -170,11 +234,23 @@ function Guard({ track, now }: { track: Track; now: number }) {
     <div>
       <h3>Guard</h3>
       <p class="hint">{guard.why ? sentence(guard.why) : (POLICIES[guard.policy] ?? guard.policy)}</p>
-      {guard.policy !== "off" && <p class={guard.finding || guard.cooldown_batches > 0 ? "c-warn" : ""}>{guardWords(track)}</p>}
+      {guard.policy !== "off" && (
+        <p class={guard.finding || guard.cooldown_batches > 0 ? "c-warn" : ""}>{guardWords(track)}</p>
+      )}
       {compared.length > 0 && (
         <table class="streams-compared">
           <caption class="unseen">The same queries, by both models</caption>
-          <thead><tr><th scope="col">Last batch</th><th scope="col" class="number c-source">Source</th><th scope="col" class="number c-adapted">Adapted</th></tr></thead>
+          <thead>
+            <tr>
+              <th scope="col">Last batch</th>
+              <th scope="col" class="number c-source">
+                Source
+              </th>
+              <th scope="col" class="number c-adapted">
+                Adapted
+              </th>
+            </tr>
+          </thead>
           <tbody>
             {compared.map(([name, title]) => (
               <tr key={name}>
@@ -188,7 +264,9 @@ function Guard({ track, now }: { track: Track; now: number }) {
       )}
       {guard.events.length > 0 && (
         <ol class="streams-feed streams-own" aria-label="Guard events">
-          {guard.events.toReversed().map((event) => <EventLine key={`${event.time} ${event.batch}`} event={event} now={now} />)}
+          {guard.events.toReversed().map((event) => (
+            <EventLine key={`${event.time} ${event.batch}`} event={event} now={now} />
+          ))}
         </ol>
       )}
     </div>
@@ -200,6 +278,9 @@ const sentence = (text: string): string => `${text.charAt(0).toUpperCase()}${tex
 function guardWords({ guard }: Track): string {
   const finding = guard.finding ? `In the last batch: ${found(guard.finding)}.` : "Nothing found in the last batch.";
   const rest = guard.cooldown_batches > 0 ? ` Learns again after ${restWords(guard.cooldown_batches)}.` : "";
-  const good = guard.good_version !== null && guard.policy === "rollback" ? ` The last good state is version ${guard.good_version}.` : "";
+  const good =
+    guard.good_version !== null && guard.policy === "rollback"
+      ? ` The last good state is version ${guard.good_version}.`
+      : "";
   return finding + rest + good;
 }

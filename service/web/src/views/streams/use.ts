@@ -106,7 +106,9 @@ export function useHistory(name: string, card: StreamCard): Record<string, Histo
   useEffect(() => {
     if (whole) return undefined;
     const controller = new AbortController();
-    get<{ tracks: Record<string, History> }>(`/admin/streams/${part(name)}/history`, { signal: controller.signal }).then(
+    get<{ tracks: Record<string, History> }>(`/admin/streams/${part(name)}/history`, {
+      signal: controller.signal,
+    }).then(
       ({ tracks }) => {
         known.current = tracks;
         setAsked(true);
