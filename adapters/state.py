@@ -190,7 +190,7 @@ def _metadata(data: bytes) -> dict[str, str]:
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         if not isinstance(metadata, dict) or "attune" not in metadata:
             raise StateFileError("not a state file of Attune")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StateFileError("not a state file: unreadable header") from error
     return metadata
 
@@ -201,7 +201,7 @@ def _document(metadata: Mapping[str, str]) -> dict[str, Any]:
         version = document["format_version"]
         if not isinstance(document["header"], dict) or not isinstance(document["states"], dict):
             raise StateFileError("not a state file: unreadable description")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StateFileError("not a state file: unreadable description") from error
     if version != FORMAT_VERSION:
         raise StateFileError(f"state file format {version}; this version of Attune reads {FORMAT_VERSION}")

@@ -7,7 +7,7 @@ JSON, checked whole, and refused unless it fits this encoder.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ from adapters.base import BadSettings, StateMismatch
 from adapters.state import StateFileError, unpack_header
 from service.errors import BadRequest, Conflict, NotFound
 from service.files import check_snapshot_name, check_stream_name, write_atomically
-from service.stream_files import Unpacked, pack_stream, unpack_stream
+from service.stream_files import MOST_COUNT, Unpacked, is_number, pack_stream, unpack_stream
 from service.tasks import Tasks
 from service.tracks import Stream
 
 _SUFFIX = ".attune"
+_LATEST = 1e11
+_LONGEST_NOTE = 1000
+"""Characters, as the API takes them."""
 
 
 class SnapshotStore:
@@ -110,6 +113,7 @@ class SnapshotStore:
             found = unpack_stream(data, self._tasks)
             if found.header.get("kind") != "snapshot":
                 raise StateFileError("it is no snapshot")
+            _check_header(found.header)
         except (StateFileError, BadSettings, TypeError, KeyError) as error:
             raise BadRequest(f"the snapshot cannot be used: {error}", code="bad_snapshot") from error
         except StateMismatch as error:
@@ -153,7 +157,25 @@ def _header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         file.seek(0)
-        return unpack_header(file.read(8 + min(length, path.stat().st_size)))
+        header = unpack_header(file.read(8 + min(length, path.stat().st_size)))
+    _check_header(header)
+    return header
+
+
+def _check_header(header: Mapping[str, Any]) -> None:
+    """What cards show of a file that may be made up. Raises StateFileError."""
+    made, version, note = header.get("snapshot_at", 0.0), header.get("version"), header.get("note", "")
+    if not is_number(made) or not 0 <= made <= _LATEST:
+        raise StateFileError("the file was made at no time")
+    if version is not None and (type(version) is not int or not 0 <= version < MOST_COUNT):
+        raise StateFileError("the file's version is no natural number")
+    if not isinstance(note, str) or len(note) > _LONGEST_NOTE:
+        raise StateFileError(f"the file's note is no text of at most {_LONGEST_NOTE} characters")
+    tables = [header.get(name) or {} for name in ("settings", "classify", "calibrations", "tracks")]
+    if not all(isinstance(table, dict) for table in tables):
+        raise StateFileError("the file's header has no tables where some belong")
+    if not all(isinstance(track, dict) for track in tables[-1].values()):
+        raise StateFileError("the file has a track that is no table")
 
 
 def _default_name(version: int | None, created_at: float) -> str:

@@ -22,6 +22,11 @@ from service.tracks import Stream, Track
 LABEL_SETS = 16
 """Label sets that one stream may adapt to at most."""
 
+MOST_COUNT = 2**53
+"""Counts of batches stay below it, so that every reader of JSON takes them for what they are."""
+_MOST_FIGURES = 64
+"""Of a batch; methods have a dozen."""
+_FIGURE = re.compile(r"[\w.]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 _GOOD = "good:"
 """Before a track's name, in a file: the last good state of its guard."""
@@ -199,13 +204,36 @@ def _track(key: str, state: AdaptationState, about: Mapping[str, Any]) -> Track:
         gallery=about["gallery"],
         direction=about["direction"],
         state=state,
-        applied=int(about["applied"]),
-        skipped=int(about["skipped"]),
-        undone=int(about["undone"]),
-        shed=int(about["shed"]),
-        drift=about["drift"],
-        losses=about["losses"],
+        applied=_count(about["applied"]),
+        skipped=_count(about["skipped"]),
+        undone=_count(about["undone"]),
+        shed=_count(about["shed"]),
+        drift=_figures(about["drift"]),
+        losses=_figures(about["losses"]),
     )
     if key != track.name or not is_track(track.gallery, track.direction):
         raise StateFileError(f"unknown track {key[:100]!r}")
     return track
+
+
+def is_number(value: object) -> bool:
+    """Whether it can be a float, if not a finite one: JSON's integers have no end."""
+    return type(value) is float or (type(value) is int and abs(value) < MOST_COUNT)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < MOST_COUNT:
+        raise StateFileError("the file has a count that is none")
+    return value
+
+
+def _figures(plain: Any) -> dict[str, float] | None:
+    """What the last batch came to: it is shown, plotted and counted, so it must be numbers, and few."""
+    if plain is None:
+        return None
+    if not isinstance(plain, dict) or len(plain) > _MOST_FIGURES:
+        raise StateFileError(f"the file's figures are no table of at most {_MOST_FIGURES}")
+    for name, value in plain.items():
+        if not _FIGURE.fullmatch(name) or not is_number(value):
+            raise StateFileError("the file has figures that are no numbers")
+    return {name: float(value) for name, value in plain.items()}

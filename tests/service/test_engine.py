@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adapters.base import BadSettings, StateMismatch, UnknownMethod
-from adapters.state import AdaptationState
+from adapters.state import AdaptationState, pack_states, unpack_states
 from index.base import BadFilter, FingerprintMismatch, GalleryNotFound
 from service.engine import Engine, running_engine
 from service.errors import (
@@ -443,6 +443,37 @@ async def test_a_damaged_snapshot_is_refused_and_the_stream_stays(engine: Engine
         await engine.restore_snapshot("s", "good")
     assert all(torch.equal(a, b) for a, b in zip(kept, _parameters(engine, "s"), strict=True))
     assert len(await engine.list_snapshots("s")) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("snapshot_at", "<b>today</b>"),
+        ("snapshot_at", 10**400),
+        ("snapshot_at", float("inf")),
+        ("snapshot_at", True),
+        ("version", "one"),
+        ("version", -1),
+        ("note", {"a": 1}),
+        ("note", "x" * 100_000),
+        ("calibrations", [1]),
+    ],
+)
+async def test_a_snapshot_with_a_made_up_card_is_refused_and_listed_as_damaged(
+    engine: Engine, field: str, value: object
+) -> None:
+    await ask(engine, pictures(16), adapt="sync", stream="s")
+    await engine.create_snapshot("s", "good")
+    states, header = unpack_states(await engine.export_snapshot("s", "good"))
+    data = pack_states(states, header={**header, field: value})
+    with pytest.raises(BadRequest) as refusal:
+        await engine.import_snapshot("s", "forged", data)
+    assert refusal.value.code == "bad_snapshot"
+    engine._backend.snapshots._path("s", "forged").write_bytes(data)
+    cards = {card["name"]: card for card in await engine.list_snapshots("s")}
+    assert "damaged" in cards["forged"]
+    assert "damaged" not in cards["good"]
+    await engine.delete_snapshot("s", "forged")
 
 
 async def test_a_snapshot_of_another_encoder_is_refused(

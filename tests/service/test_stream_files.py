@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -212,3 +213,43 @@ def test_a_classifiers_choice_without_tracks_does_not_matter_where_there_is_none
     assert found.methods["classify"].describe() == {"method": "tent", "settings": {}}
     with pytest.raises(StateMismatch, match="classifier"):
         unpack_stream(pack_stream(learned("tent"), kind="snapshot"), Tasks(ToyEncoder()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("drift", {"modality_gap": "<img>"}),
+        ("drift", [1.0]),
+        ("drift", {"modality_gap": {"a": 1}}),
+        ("losses", "none"),
+        ("losses", {f"loss_{number}": 0.5 for number in range(1000)}),
+        ("losses", {"total": 10**400}),
+        ("losses", {"<b>": 1.0}),
+        ("applied", float("inf")),
+        ("applied", -1),
+        ("skipped", True),
+        ("undone", 10**300),
+        ("shed", "3"),
+    ],
+)
+def test_figures_and_counts_that_are_none_are_refused(field: str, value: Any) -> None:
+    states, header = unpack_states(pack_stream(learned("tent"), kind="stream"))
+    header["tracks"][KEY][field] = value
+    with pytest.raises(StateFileError):
+        unpack_stream(pack_states(states, header=header), tasks())
+
+
+def test_figures_of_a_batch_that_was_undone_may_be_infinite() -> None:
+    before = learned("tent")
+    before.tracks[KEY].losses = {"total": float("inf")}
+    assert unpack_stream(pack_stream(before, kind="stream"), tasks()).tracks[KEY].losses == {
+        "total": float("inf")
+    }
+
+
+@pytest.mark.parametrize("depth_of", ["header", "description"])
+def test_a_file_of_endless_brackets_is_refused(depth_of: str) -> None:
+    brackets = b"[" * 100_000
+    content = brackets if depth_of == "header" else b'{"__metadata__": {"attune": "%s"}}' % brackets
+    with pytest.raises(StateFileError):
+        unpack_stream(struct.pack("<Q", len(content)) + content, tasks())
