@@ -54,6 +54,25 @@ test("quotes in a query do not leave the shell's quotes", () => {
   assert.match(asCurl(call, "http://h", null), /'\{"queries":\[\{"text":"it'\\''s \$\(rm -rf ~\) `x`"\}\]\}'/);
 });
 
+test("a file's name does not leave the shell's quotes, and is no option", () => {
+  const upload = (file: string) =>
+    asCurl({ method: "POST", path: "/x", upload: { type: "a/b", file } }, "http://h", null)
+      .split("\n")
+      .at(-1);
+  assert.equal(upload("a;touch b"), "  --data-binary @'a;touch b'");
+  assert.equal(upload("$(id)'`.attune"), "  --data-binary @'$(id)'\\''`.attune'");
+  assert.equal(upload("a\u001b[201~\u009b\nid\n"), "  --data-binary @'a_[201~__id_'");
+  const picture = (file: string) =>
+    asCurl({ method: "POST", path: "/x", body: "data:image/png;base64,AA==", files: [file] }, "http://h", null);
+  assert.match(picture("--help"), /base64 -w0 \.\/--help\)/);
+});
+
+test("what cannot be seen is written out", () => {
+  const text = "a\u202eb\u009b\u2028";
+  assert.equal(pythonValue({ [text]: text }), '{"a\\u202eb\\u009b\\u2028": "a\\u202eb\\u009b\\u2028"}');
+  assert.match(asCurl({ method: "POST", path: "/x", body: text }, "http://h", null), /-d '"a\\u202eb\\u009b\\u2028"'/);
+});
+
 test("Python has its own words for JSON values", () => {
   assert.equal(pythonValue({ a: [true, null, 1.5, "x"] }), '{"a": [True, None, 1.5, "x"]}');
   const call = { method: "POST", path: "/admin/streams/a/reset", python: 'client.reset_stream("a")' };

@@ -5,15 +5,29 @@ import type { Json } from "./types.ts";
 
 const DATA_URI = /"data:([a-z]+\/[a-z0-9.+-]+);base64,[A-Za-z0-9+/=]*"/g;
 
+/** Control characters, and those that turn text around: a terminal obeys them, or shows other than it runs. */
+const UNSEEN = /[\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
+
+/** JSON that stays what it looks like when it is pasted; the escapes are Python's, too. */
+const plainJson = (value: Json): string =>
+  JSON.stringify(value).replace(UNSEEN, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
+/** A file's name for a shell. Of names that nobody types, with "_" in the place of what cannot be seen. */
+function fileName(name: string): string {
+  const seen = name.replace(/[\u0000-\u001f]/g, "_").replace(UNSEEN, "_");
+  const path = seen.startsWith("-") ? `./${seen}` : seen;
+  return /^[\w./-]+$/.test(path) ? path : quoted(path);
+}
+
 /** In single quotes for a shell. */
 const quoted = (text: string): string => `'${text.replaceAll("'", `'\\''`)}'`;
 
 /** A body for the shell: files that it holds are read from disk there. */
 function shellBody(body: Json, files: readonly string[]): string {
   let place = 0;
-  return quoted(JSON.stringify(body)).replaceAll(DATA_URI, (_, type: string) => {
+  return quoted(plainJson(body)).replaceAll(DATA_URI, (_, type: string) => {
     const file = files[place++] ?? "FILE";
-    return `"data:${type};base64,'"$(base64 -w0 ${/^[\w.-]+$/.test(file) ? file : quoted(file)})"'"`;
+    return `"data:${type};base64,'"$(base64 -w0 ${fileName(file)})"'"`;
   });
 }
 
@@ -22,7 +36,7 @@ export function asCurl(call: Call, origin: string, key: KeyKind | null): string 
   if (key) lines.push(`-H "Authorization: Bearer $ATTUNE_${key.toUpperCase()}_KEY"`);
   if (call.upload) {
     lines.push(`-H ${quoted(`Content-Type: ${call.upload.type || "application/octet-stream"}`)}`);
-    lines.push(`--data-binary @${call.upload.file}`);
+    lines.push(`--data-binary @${fileName(call.upload.file)}`);
   } else if (call.body !== undefined) {
     lines.push("-H 'Content-Type: application/json'");
     lines.push(`-d ${shellBody(call.body, call.files ?? [])}`);
@@ -37,10 +51,10 @@ export function pythonValue(value: Json): string {
   if (Array.isArray(value)) return `[${value.map(pythonValue).join(", ")}]`;
   if (typeof value === "object") {
     return `{${Object.entries(value)
-      .map(([name, inner]) => `${JSON.stringify(name)}: ${pythonValue(inner)}`)
+      .map(([name, inner]) => `${plainJson(name)}: ${pythonValue(inner)}`)
       .join(", ")}}`;
   }
-  return JSON.stringify(value);
+  return plainJson(value);
 }
 
 /** `name(first, key=value)`, without what is undefined. */
@@ -63,7 +77,7 @@ export function asPython(call: Call, origin: string, key: KeyKind | null): strin
   }
   const headers = key ? ', headers={"Authorization": "Bearer ..."}' : "";
   const body = call.body === undefined ? "" : `, json=${pythonValue(shortened(call.body))}`;
-  const content = call.upload ? `, content=open(${JSON.stringify(call.upload.file)}, "rb").read()` : "";
+  const content = call.upload ? `, content=open(${plainJson(call.upload.file)}, "rb").read()` : "";
   return `import httpx\n\nanswer = httpx.request(${JSON.stringify(call.method)}, ${JSON.stringify(origin + call.path)}${body}${content}${headers})\nprint(answer.json())\n`;
 }
 
