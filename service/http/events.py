@@ -236,6 +236,7 @@ class Broadcaster:
             "ready": ready,
             "queue": described.get("queue") or {"items": 0, "capacity": 0},
             "worker": described.get("worker"),
+            "workers": (described.get("redis") or {}).get("workers"),
             "streams_in_memory": described.get("streams_in_memory"),
             "streams": self.board.total,
         }

@@ -6,7 +6,7 @@ import { CopyAs } from "./components/snippet.tsx";
 import { ThemeButton } from "./components/theme.tsx";
 import { Toasts } from "./components/toast.tsx";
 import { link, route } from "./lib/router.ts";
-import { config, connection, models, retryNow, server, trouble, unlock } from "./lib/state.ts";
+import { config, connection, doubt, models, refusal, retryNow, server, unlock } from "./lib/state.ts";
 import { ClassifyView } from "./views/classify/index.tsx";
 import { GalleriesView } from "./views/galleries/index.tsx";
 import { SearchView } from "./views/search/index.tsx";
@@ -97,16 +97,16 @@ function Status() {
   }
   return (
     <span class="status" role="status">
-      {state === "live" && !trouble.value && <Badge kind="ok">{queue ? `live · queue ${queue.items}` : "live"}</Badge>}
-      {state === "live" && trouble.value && (
-        <Badge kind="warn" title={trouble.value}>
-          {trouble.value}
+      {state === "live" && !doubt.value && <Badge kind="ok">{queue ? `live · queue ${queue.items}` : "live"}</Badge>}
+      {state === "live" && doubt.value && (
+        <Badge kind="warn" title={doubt.value}>
+          {doubt.value}
         </Badge>
       )}
       {state === "connecting" && <Badge kind="busy">connecting …</Badge>}
       {state === "lost" && (
         <button type="button" class="badge bad" onClick={retryNow}>
-          connection lost, trying again …
+          {refusal.value || "connection lost"}, trying again …
         </button>
       )}
     </span>

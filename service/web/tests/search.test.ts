@@ -87,6 +87,7 @@ test("a gain that could be chance is not claimed, and harm is said", () => {
 test("a busy server is asked again when it says, another failure ends the run", () => {
   assert.equal(pauseAfter(new ApiError(429, "queue_full", "full", {}, 3), 0), 3);
   assert.equal(pauseAfter(new ApiError(503, "not_ready", "not ready"), 2), 2);
+  assert.equal(pauseAfter(new ApiError(503, "not_ready", "not ready", {}, 1), 5), 16);
   assert.equal(pauseAfter(new ApiError(429, "rate_limited", "slow", {}, 3600), 0), 60);
   assert.equal(pauseAfter(new ApiError(503, "not_ready", "not ready"), 6), null);
   assert.equal(pauseAfter(new ApiError(422, "unknown_corruption", "no"), 0), null);

@@ -119,7 +119,8 @@ async def test_the_server_is_told_with_its_streams(app: FastAPI, engine: FakeEng
         await listening.opened()
         server = await listening.next("server")
         assert (server["ready"], server["streams"], server["worker"]) == (True, 2, None)
-        assert set(server) == {"at", "version", "ready", "queue", "worker", "streams_in_memory", "streams"}
+        figures = {"ready", "queue", "worker", "workers", "streams_in_memory", "streams"}
+        assert set(server) == {"at", "version", *figures}
         await add(engine, "c")
         assert (await listening.next("server"))["streams"] == 3
         listening.leave()

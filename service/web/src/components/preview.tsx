@@ -1,12 +1,14 @@
 import { useEffect, useState } from "preact/hooks";
 import { keyKind, keys, requestBlob } from "../lib/api.ts";
-import { config } from "../lib/state.ts";
+import { config, connection, doubt } from "../lib/state.ts";
 
 /** The preview of an item, or its text where it has none. `path` as the server gives it. */
 export function Preview(props: { path?: string | undefined; text: string; class?: string }) {
-  const source = useSource(props.path);
   const [broken, setBroken] = useState(false);
-  useEffect(() => setBroken(false), [props.path]);
+  const source = useSource(broken ? undefined : props.path, () => setBroken(true));
+  // What failed while the server was away is asked for again.
+  const there = connection.value !== "lost" && !doubt.value;
+  useEffect(() => setBroken(false), [props.path, there]);
   if (!props.path || broken) return <span class={`preview words ${props.class ?? ""}`}>{props.text}</span>;
   return (
     <span class={`preview ${props.class ?? ""}`}>
@@ -16,7 +18,7 @@ export function Preview(props: { path?: string | undefined; text: string; class?
 }
 
 /** A picture's address. Where the server wants a key, which an <img> cannot send, the page fetches it itself. */
-function useSource(path: string | undefined): string | null {
+function useSource(path: string | undefined, failed: () => void): string | null {
   const direct = !config.value?.keys.api;
   const held = keys.value;
   const [fetched, setFetched] = useState<string | null>(null);
@@ -30,7 +32,7 @@ function useSource(path: string | undefined): string | null {
         url = URL.createObjectURL(blob);
         setFetched(url);
       },
-      () => setFetched(null),
+      () => !gone && failed(),
     );
     return () => {
       gone = true;

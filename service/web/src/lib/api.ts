@@ -69,7 +69,7 @@ export function keyHeaders(method: string, path: string): Record<string, string>
   return kind ? { Authorization: `Bearer ${keys.value[kind]}` } : {};
 }
 
-async function failureOf(response: Response): Promise<ApiError> {
+export async function failureOf(response: Response): Promise<ApiError> {
   const retry = Number(response.headers.get("Retry-After"));
   const after = Number.isFinite(retry) && retry > 0 ? retry : null;
   try {

@@ -1,7 +1,7 @@
 // Server-Sent Events over fetch, because EventSource cannot send a key; reconnects by itself.
 
 import { effect, signal } from "@preact/signals";
-import { keyHeaders, keys } from "./api.ts";
+import { ApiError, failureOf, keyHeaders, keys } from "./api.ts";
 import { EventParser, type ServerEvent } from "./parser.ts";
 
 export type Connection = "connecting" | "live" | "lost" | "locked";
@@ -14,6 +14,8 @@ const SILENCE_MS = 25_000;
 /** One connection that is kept for as long as the page lives. */
 export class EventFeed {
   readonly connection = signal<Connection>("connecting");
+  /** What the server says why it does not tell; empty: it does, or says nothing. */
+  readonly refusal = signal("");
   private stopped = false;
   private controller = new AbortController();
   private wake: () => void = () => undefined;
@@ -55,8 +57,10 @@ export class EventFeed {
           pause = FIRST_PAUSE_MS;
         });
         this.connection.value = "lost";
+        this.refusal.value = "";
       } catch (error) {
         this.connection.value = error instanceof Locked ? "locked" : "lost";
+        this.refusal.value = error instanceof ApiError ? error.message : "";
       }
       if (this.stopped) return;
       await this.sleep(this.connection.value === "locked" ? 2 ** 30 : pause);
@@ -75,8 +79,9 @@ export class EventFeed {
         cache: "no-store",
       });
       if (response.status === 401) throw new Locked();
-      if (!response.ok || !response.body) throw new Error(`the server answered ${response.status}`);
+      if (!response.ok || !response.body) throw await failureOf(response);
       this.connection.value = "live";
+      this.refusal.value = "";
       this.connected();
       const parser = new EventParser();
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -8,7 +8,7 @@ const LONGEST_WAIT_S = 60;
 /** Seconds until a request that failed is worth another try; null: it is not. */
 export function pauseAfter(error: unknown, tries: number): number | null {
   if (!(error instanceof ApiError) || ![0, 429, 503].includes(error.status) || tries >= MOST_TRIES) return null;
-  return Math.min(LONGEST_WAIT_S, error.retryAfterSeconds ?? 0.5 * 2 ** tries);
+  return Math.min(LONGEST_WAIT_S, Math.max(error.retryAfterSeconds ?? 0, 0.5 * 2 ** tries));
 }
 
 /** Ends early, with an AbortError, where `signal` says so. */

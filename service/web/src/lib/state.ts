@@ -3,6 +3,7 @@
 import { computed, signal } from "@preact/signals";
 import { ApiError, get, part } from "./api.ts";
 import { EventFeed } from "./events.ts";
+import { pauseAfter } from "./patience.ts";
 import type { ServerEvent } from "./parser.ts";
 import type { Config, GalleryCard, Models, ServerFigures, StreamCard } from "./types.ts";
 
@@ -78,6 +79,27 @@ async function loadAll(): Promise<void> {
   await Promise.all([loadModels(), loadGalleries()]);
 }
 
+let loading = false;
+
+/** Load all, and go on trying while the server is not ready; the page is of little use without. */
+async function load(): Promise<void> {
+  if (loading) return;
+  loading = true;
+  for (let tries = 0; loading; tries++) {
+    try {
+      await loadAll();
+      loading = false;
+    } catch (error) {
+      if (tries === 0 && models.value === null) say(messageOf(error), "error");
+      // Nothing is changed by asking, so also a worker that was too late is asked again.
+      const late = error instanceof ApiError && error.status === 504;
+      const seconds = late ? 1 : pauseAfter(error, Math.min(tries, 3));
+      loading = seconds !== null;
+      if (seconds !== null) await new Promise((resolve) => window.setTimeout(resolve, seconds * 1000));
+    }
+  }
+}
+
 interface StreamsEvent {
   total: number;
   whole: boolean;
@@ -88,7 +110,6 @@ interface StreamsEvent {
 function receive({ event, data }: ServerEvent): void {
   if (event === "server") {
     server.value = JSON.parse(data) as ServerFigures;
-    trouble.value = "";
   } else if (event === "trouble") {
     trouble.value = (JSON.parse(data) as { message: string }).message;
   } else if (event === "streams") {
@@ -98,12 +119,23 @@ function receive({ event, data }: ServerEvent): void {
     for (const name of news.gone) next.delete(name);
     streams.value = next;
     totalStreams.value = news.total;
+    if (trouble.value) void load();
+    trouble.value = "";
   }
 }
 
-const feed = new EventFeed("/admin/events", receive, () => void loadAll().catch(() => undefined));
+const feed = new EventFeed("/admin/events", receive, () => {
+  trouble.value = ""; // told anew where there still is some
+  void load();
+});
 
 export const connection = computed(() => feed.connection.value);
+/** What the server answers instead of its events, such as that it is not ready; empty: it tells them, or is not there. */
+export const refusal = computed(() => feed.refusal.value);
+/** Why what is shown may be out of date though the server is there; empty: it is not. */
+export const doubt = computed(
+  () => trouble.value || (server.value?.workers === 0 ? "no worker is alive: what is asked waits for one" : ""),
+);
 
 /** Put a card that an action has answered in its place, before the next event does. */
 export function show(card: StreamCard): void {
@@ -131,6 +163,6 @@ export async function unlock(): Promise<boolean> {
 export const retryNow = feed.retryNow;
 
 export function start(): void {
-  void tell(loadAll);
+  void load();
   feed.start();
 }

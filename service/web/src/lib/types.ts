@@ -275,6 +275,8 @@ export interface ServerFigures {
   ready: boolean;
   queue: { items: number; capacity: number };
   worker: Record<string, Json> | null;
+  /** Alive at the last look; null: this process is the only one. */
+  workers: number | null;
   streams_in_memory: number | null;
   streams: number;
 }

@@ -4,7 +4,7 @@ import { Preview } from "../../components/preview.tsx";
 import { get, part } from "../../lib/api.ts";
 import { ago, count } from "../../lib/format.ts";
 import { link } from "../../lib/router.ts";
-import { config, galleries, loadGalleries, messageOf } from "../../lib/state.ts";
+import { config, galleries, loadGalleries, messageOf, models } from "../../lib/state.ts";
 import type { GalleryCard, Item, ItemPage } from "../../lib/types.ts";
 import { CreateDialog } from "./create.tsx";
 import { DeleteGallery } from "./remove.tsx";
@@ -20,7 +20,7 @@ export function GalleryList() {
       (error: unknown) => setState(messageOf(error)),
     );
   };
-  useEffect(load, []);
+  useEffect(load, [models.value]); // loaded anew once a server that was not ready is
   const cards = galleries.value;
   const failed = state !== "loading" && state !== "ready";
   return (

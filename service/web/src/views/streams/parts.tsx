@@ -1,7 +1,7 @@
 // Small things that the list and the page of a stream both show.
 
 import { Badge } from "../../components/fields.tsx";
-import { connection, unlock } from "../../lib/state.ts";
+import { connection, doubt, refusal, unlock } from "../../lib/state.ts";
 import { KIND, type Condition } from "./condition.ts";
 
 export const StateBadge = ({ condition }: { condition: Condition }) => (
@@ -39,10 +39,13 @@ export function Locked() {
 
 /** Says that what is shown is not up to date. */
 export function Stale() {
-  if (connection.value !== "lost") return null;
+  const lost = connection.value === "lost";
+  const why = lost ? refusal.value || "the connection is lost" : doubt.value;
+  if (!why) return null;
   return (
     <p class="streams-stale" role="status">
-      The connection is lost. This is how things stood; the page tries to connect again by itself.
+      {why.charAt(0).toUpperCase() + why.slice(1)}. This is how things stood
+      {lost ? "; the page tries to connect again by itself." : "."}
     </p>
   );
 }
