@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from service import tracing
 from service.http.classify_stream import OpenStreams
+from service.http.corruptions import share_of
 from service.http.dependencies import RateLimits
 from service.http.engine import Engine
 from service.http.errors import respond
@@ -77,6 +78,7 @@ def create_app(settings: Settings, engine: Engine | None = None, *, start: Start
     )
     # Decoding is CPU work: more threads than cores only hold more pictures in memory at once.
     app.state.decoders = CapacityLimiter(max(2, min(8, os.cpu_count() or 2)))
+    app.state.corruptors = share_of(app.state.decoders)
     app.state.limits = _limits(settings)
     app.state.live_streams = OpenStreams(settings.classify_connections)
     app.state.events = Broadcaster(

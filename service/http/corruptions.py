@@ -215,15 +215,25 @@ class Room:
             )
 
 
+def share_of(threads: CapacityLimiter) -> CapacityLimiter:
+    """Half of them, at least one."""
+    return CapacityLimiter(max(1, int(threads.total_tokens) // 2))
+
+
 async def corrupt_all(
-    corruption: Corruption, queries: Sequence[CorruptQuery], threads: CapacityLimiter
+    corruption: Corruption,
+    queries: Sequence[CorruptQuery],
+    threads: CapacityLimiter,
+    share: CapacityLimiter,
 ) -> list[dict[str, str]]:
     """In order. Raises what `Corruption.apply` raises, always for the first bad query.
 
-    Takes half of the threads at most, so that queries that are to be answered get their turn.
+    Args:
+        share: how many of the threads all these requests together may take (`share_of`), so that queries that
+            are to be answered get their turn. Requests take turns at it, however many queries they have.
     """
     room = Room(corruption.settings.max_body_bytes)
-    turns = asyncio.Semaphore(max(1, int(threads.total_tokens) // 2))
+    turns = asyncio.Semaphore(int(share.total_tokens))
     failed = False
 
     async def one(place: int) -> dict[str, str]:
@@ -232,9 +242,10 @@ async def corrupt_all(
             if failed:  # an earlier one: turns come in order
                 return {}
             try:
-                return await to_thread.run_sync(
-                    corruption.apply, place, queries[place], room, limiter=threads
-                )
+                async with share:
+                    return await to_thread.run_sync(
+                        corruption.apply, place, queries[place], room, limiter=threads
+                    )
             except BaseException:
                 failed = True
                 raise

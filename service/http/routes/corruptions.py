@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
@@ -58,7 +58,8 @@ async def corrupt(
     note(request, queries=len(body.queries))
     if limits is not None:
         await limits.charge(caller=caller, stream=None, queries=len(body.queries), metrics=engine.metrics)
-    made = await unless_client_leaves(request, corrupt_all(corruption, body.queries, decoders))
+    share: CapacityLimiter = request.app.state.corruptors
+    made = await unless_client_leaves(request, corrupt_all(corruption, body.queries, decoders, share))
     return json_response(
         {
             "corruption": corruption.name,

@@ -23,7 +23,7 @@ from service.errors import TooLarge
 from service.http import corruptions
 from service.http.app import create_app
 from service.http.corruption_schemas import CorruptBody, CorruptQuery
-from service.http.corruptions import Corruption, Room, corrupt_all
+from service.http.corruptions import Corruption, Room, corrupt_all, share_of
 from service.settings import Settings
 from tests.service.http.fake_engine import FakeEngine
 from tests.service.http.pictures import bomb, encoded, png
@@ -288,9 +288,36 @@ async def test_after_a_bad_query_the_rest_is_left(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Corruption, "apply", apply)
     body = CorruptBody(corruption="CS", queries=[CorruptQuery(text="a")] * 20)
     with pytest.raises(TooLarge):
-        await corrupt_all(Corruption.of_request(body, Settings()), body.queries, CapacityLimiter(4))
+        await corrupt_all(corruption_of(body), body.queries, CapacityLimiter(4), CapacityLimiter(2))
     assert seen[0] == 0
     assert len(seen) <= 2, "two threads of four may be at work"
+
+
+def corruption_of(body: CorruptBody) -> Corruption:
+    return Corruption.of_request(body, Settings())
+
+
+async def test_however_many_corrupt_half_of_the_threads_are_left_to_queries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, release, busy = CapacityLimiter(4), threading.Event(), threading.Semaphore(0)
+    share = share_of(threads)
+
+    def apply(self: Corruption, place: int, query: CorruptQuery, room: Room) -> dict[str, str]:
+        busy.release()
+        assert release.wait(10)
+        return {"text": "a"}
+
+    monkeypatch.setattr(Corruption, "apply", apply)
+    body = CorruptBody(corruption="CS", queries=[CorruptQuery(text="a")] * 3)
+    corruption = corruption_of(body)
+    works = [asyncio.create_task(corrupt_all(corruption, body.queries, threads, share)) for _ in range(5)]
+    for _ in range(2):
+        assert await asyncio.to_thread(busy.acquire, True, 10)
+    assert threads.borrowed_tokens == 2
+    release.set()
+    assert [len(made) for made in await asyncio.gather(*works)] == [3] * 5
+    assert share.borrowed_tokens == 0
 
 
 async def test_other_requests_get_their_turn_between_corruptions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +330,7 @@ async def test_other_requests_get_their_turn_between_corruptions(monkeypatch: py
 
     monkeypatch.setattr(Corruption, "apply", apply)
     body = CorruptBody(corruption="CS", queries=[CorruptQuery(text="a")] * 5)
-    work = asyncio.create_task(corrupt_all(Corruption.of_request(body, Settings()), body.queries, threads))
+    work = asyncio.create_task(corrupt_all(corruption_of(body), body.queries, threads, share_of(threads)))
     await asyncio.to_thread(busy.wait, 10)
     assert threads.borrowed_tokens == 1
     release.set()
@@ -377,14 +404,15 @@ def test_corruptions_and_clips_load_no_torch() -> None:
 import asyncio, sys
 from anyio import CapacityLimiter
 from service.http.corruption_schemas import CorruptBody
-from service.http.corruptions import Corruption, catalogue, corrupt_all
+from service.http.corruptions import Corruption, catalogue, corrupt_all, share_of
 from service.http.routes import console, corruptions, demo
 from service.settings import Settings
 assert not any(name.startswith("benchmarks") for name in sys.modules)
 async def main():
     for name, query in {queries!r}:
         body = CorruptBody.model_validate({{"corruption": name, "queries": [query]}})
-        await corrupt_all(Corruption.of_request(body, Settings()), body.queries, CapacityLimiter(2))
+        threads = CapacityLimiter(2)
+        await corrupt_all(Corruption.of_request(body, Settings()), body.queries, threads, share_of(threads))
 asyncio.run(main())
 catalogue()
 demo._files(demo.FIRST)
