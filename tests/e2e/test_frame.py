@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Error, Page, expect
 
 VIEWS = ("Search", "Streams", "Classify", "Galleries")
 PAGES = (*VIEWS, "Galleries/demo")
@@ -186,9 +186,13 @@ def test_the_browser_is_held_to_this_server(browser: Browser, address: str) -> N
     page.get_by_role("navigation", name="Views").wait_for()
     with page.expect_event("console", lambda said: "Content Security Policy" in said.text):
         page.evaluate(
-            "document.head.append(Object.assign(document.createElement('script'), {text: 'window.ran = 1'}))"
+            "const script = document.createElement('script');"
+            "script.append('window.ran = 1');"
+            "document.head.append(script);"
         )
     assert page.evaluate("window.ran") is None
+    with pytest.raises(Error, match="TrustedHTML"):
+        page.evaluate("document.body.innerHTML = '<b>text that became markup</b>'")
     context.close()
 
 
