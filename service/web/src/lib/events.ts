@@ -8,6 +8,8 @@ export type Connection = "connecting" | "live" | "lost" | "locked";
 
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 8000;
+/** Where the server is there, and says that it is not ready. */
+const LONGEST_REFUSED_MS = 2000;
 /** The server sends something every ten seconds; after this long the connection is dead. */
 const SILENCE_MS = 25_000;
 
@@ -64,7 +66,7 @@ export class EventFeed {
       }
       if (this.stopped) return;
       await this.sleep(this.connection.value === "locked" ? 2 ** 30 : pause);
-      pause = Math.min(pause * 2, LONGEST_PAUSE_MS);
+      pause = Math.min(pause * 2, this.refusal.value ? LONGEST_REFUSED_MS : LONGEST_PAUSE_MS);
     }
   }
 
