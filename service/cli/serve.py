@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import socket
 
     from service.settings import Settings
+
+_LAST_WORDS_S = 1.0
+"""So long streamed answers have to end when the server shuts down."""
 
 
 def serve(
@@ -88,6 +92,7 @@ def run(settings: Settings) -> None:
 
 
 def _serve(settings: Settings, listener: socket.socket) -> None:
+    import asyncio
     import math
 
     import uvicorn
@@ -108,7 +113,12 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
             # Before uvicorn closes WebSockets without a word and waits for requests that do not end.
             if app.state.live_streams is not None:
                 await app.state.live_streams.close(settings.shutdown_grace_s)
-            await super().shutdown(sockets)
+            loop = asyncio.get_running_loop()
+            last_words = loop.call_later(_LAST_WORDS_S, abort_streams, self.server_state.connections)
+            try:
+                await super().shutdown(sockets)
+            finally:
+                last_words.cancel()
 
     config = uvicorn.Config(
         app,
@@ -131,6 +141,16 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
         server.run(sockets=[listener])
     if not server.started:
         fail(f"the server did not start: {app.state.start_error or 'see the log above'}", FAILED)
+
+
+def abort_streams(connections: Iterable[Any]) -> None:
+    """End uvicorn's connections whose streamed answer has not ended when it was told to.
+
+    Their clients have stopped reading, and would keep the server until the grace is over.
+    """
+    for connection in list(connections):
+        if (connection.scope or {}).get("attune", {}).get("streamed"):
+            connection.transport.abort()
 
 
 def announcement(settings: Settings, port: int) -> str:

@@ -40,6 +40,8 @@ BEAT_S = 10.0
 """A comment is sent so often, so that neither proxies nor clients take the connection for dead."""
 RENEW_S = 5.0
 """The server's figures are told so often though nothing has changed."""
+PIECE_BYTES = 1 << 18
+"""What is handed to a connection at a time."""
 STRETCH = 10
 """Pause between two listings of streams, at least, over the worker's time that one takes."""
 
@@ -322,7 +324,10 @@ class EventStream(Response):
 
     async def _write(self, send: Send, data: bytes) -> None:
         try:
-            async with asyncio.timeout(self._write_timeout_s):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+            # In pieces, so that of what a slow client has yet to take only one is held a second time.
+            for start in range(0, len(data), PIECE_BYTES):
+                piece = data[start : start + PIECE_BYTES]
+                async with asyncio.timeout(self._write_timeout_s):
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
         except TimeoutError:
             raise ClientStoppedReading from None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
 
+from service.cli.serve import abort_streams
 from service.errors import QueueUnreachable
 from service.http import events
 from service.http.app import create_app
@@ -209,6 +211,19 @@ async def test_a_slow_client_gets_the_latest_and_no_backlog(app: FastAPI, engine
         quick.leave()
 
 
+async def test_an_event_of_many_streams_is_written_in_pieces(app: FastAPI, engine: FakeEngine) -> None:
+    await add(engine, "a")
+    engine.streams["a"]["note"] = "x" * (2 * events.PIECE_BYTES)
+    async with Listening(app) as listening:
+        await listening.opened()
+        pieces = [(await listening.message())["body"]]
+        while not pieces[-1].endswith(b"\n\n"):
+            pieces.append((await listening.message())["body"])
+        assert [len(piece) for piece in pieces[:-1]] == [events.PIECE_BYTES] * 2
+        assert b"".join(pieces).count(b"x") >= 2 * events.PIECE_BYTES
+        listening.leave()
+
+
 async def test_a_client_that_reads_nothing_is_given_up(engine: FakeEngine) -> None:
     app = create_app(Settings(events_interval_s=0.05, classify_write_timeout_s=0.2), engine)
     async with Listening(app) as listening:
@@ -285,6 +300,17 @@ async def test_a_shutdown_ends_every_listener_at_once(app: FastAPI) -> None:
                 message = await listening.message()
             assert message["body"] == b""
     assert not app.state.events.polling
+
+
+def test_a_shutdown_does_not_wait_for_clients_that_stopped_reading() -> None:
+    def connection(scope: dict[str, Any] | None) -> Mock:
+        return Mock(scope=scope)
+
+    streaming = connection({"attune": {"streamed": True}})
+    others = [connection(None), connection({}), connection({"attune": {"queries": 1}})]
+    abort_streams([streaming, *others])
+    streaming.transport.abort.assert_called_once_with()
+    assert not any(other.transport.abort.called for other in others)
 
 
 async def test_who_comes_during_the_shutdown_is_sent_away(app: FastAPI) -> None:
