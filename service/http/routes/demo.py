@@ -27,6 +27,7 @@ _HEADERS = {
     "Cache-Control": "private, max-age=31536000, immutable",
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'",
+    "Cross-Origin-Resource-Policy": "same-site",
 }
 
 ClipNumber = Annotated[

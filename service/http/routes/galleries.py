@@ -177,6 +177,10 @@ async def get_preview(
         "Cache-Control": _IMMUTABLE if v == preview["version"] else _REVALIDATE,
         "Content-Security-Policy": "default-src 'none'",
         "X-Content-Type-Options": "nosniff",
+        # Pages of other sites cannot find out by an <img> which items there are.
+        "Cross-Origin-Resource-Policy": "same-site",
+        # What was fetched with a key is not shown from the browser's cache to whoever has none.
+        "Vary": "Authorization, X-Attune-Api-Key, X-Attune-Admin-Key",
     }
     if _matches(if_none_match, tag):
         return Response(status_code=304, headers=headers)

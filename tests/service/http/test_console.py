@@ -93,7 +93,9 @@ async def test_page_and_assets_are_held_to_this_server(plain: httpx.AsyncClient)
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
-        assert headers["cross-origin-opener-policy"] == "same-origin"
+        assert (
+            headers["cross-origin-opener-policy"] == headers["cross-origin-resource-policy"] == "same-origin"
+        )
         assert headers["permissions-policy"] == "camera=(self), microphone=(self)"
 
 

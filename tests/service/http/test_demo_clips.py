@@ -60,6 +60,7 @@ async def test_files_are_those_of_the_clip(http: httpx.AsyncClient, number: int)
         assert response.headers["content-type"] == kind
         assert response.headers["cache-control"] == "private, max-age=31536000, immutable"
         assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["cross-origin-resource-policy"] == "same-site"
 
 
 @pytest.mark.parametrize(

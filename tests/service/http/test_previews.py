@@ -105,6 +105,8 @@ async def test_preview_can_only_be_taken_for_a_picture(http: httpx.AsyncClient) 
     await add(http, {"id": "p", "image": encoded(png())})
     headers = (await http.get("/galleries/demo/previews/p")).headers
     assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cross-origin-resource-policy"] == "same-site"
+    assert "Authorization" in headers["vary"], "it is not shown from a cache to whoever has no key"
     assert headers["content-security-policy"] == "default-src 'none'"
 
 
