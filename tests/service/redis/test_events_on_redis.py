@@ -112,6 +112,16 @@ async def test_listeners_are_told_of_streams_in_redis(
         listening.leave()
 
 
+async def test_listeners_are_told_how_many_workers_are_alive(
+    engine: Engine, settings: Callable[..., Settings]
+) -> None:
+    async with Listening(create_app(settings(), engine)) as listening:
+        await listening.opened()
+        while (await listening.next("server"))["workers"] != 1:  # the next look at Redis counts it
+            pass
+        listening.leave()
+
+
 async def test_listeners_are_told_when_redis_is_gone_and_back(tmp_path: Path) -> None:
     with redis_server() as own:
         configured = Settings(
