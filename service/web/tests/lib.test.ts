@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { part } from "../src/lib/api.ts";
 import { figure, percent } from "../src/lib/format.ts";
 import { lost, moves, recall } from "../src/lib/ranks.ts";
 import { asCurl, asPython, pythonValue } from "../src/lib/snippets.ts";
@@ -80,4 +81,10 @@ test("Python has its own words for JSON values", () => {
     asPython(call, "http://h", "admin"),
     'from attune import Client\n\nwith Client("http://h", admin_key="...") as client:\n    client.reset_stream("a")\n',
   );
+});
+
+test("a name is one part of a path, whatever it is", () => {
+  const path = (name: string) => new URL(`http://h/galleries/${part(name)}/items`).pathname;
+  assert.equal(path("a/b ?#"), "/galleries/a%2Fb%20%3F%23/items");
+  for (const name of [".", "..", "%2e%2e", "../x"]) assert.equal(path(name).split("/").length, 4);
 });

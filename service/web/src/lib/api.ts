@@ -157,5 +157,6 @@ export const put = <T>(path: string, body: Json, options?: Options): Promise<T> 
   request<T>("PUT", path, { ...options, body });
 export const remove = (path: string, options?: Options): Promise<null> => request<null>("DELETE", path, options);
 
-/** One part of a path. */
-export const part = (name: string): string => encodeURIComponent(name);
+/** One part of a path; browsers would take "." and ".." for steps in it, however they are encoded once. */
+export const part = (name: string): string =>
+  /^\.\.?$/.test(name) ? name.replaceAll(".", "%252E") : encodeURIComponent(name);
