@@ -1,15 +1,16 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { ApiError } from "../src/lib/api.ts";
+import { statusOf } from "../src/lib/learning.ts";
 import { patiently, pause } from "../src/lib/patience.ts";
 import type { ClassifyAnswer, Json, Models } from "../src/lib/types.ts";
 import { entropies, movingAccuracy, score, verdict, type Entry } from "../src/views/classify/course.ts";
 import { whyNever, whyNot } from "../src/views/classify/devices.ts";
 import { labelsTrouble, parseLabels, rowsOf } from "../src/views/classify/labels.ts";
-import { chosenMethod, learned, methodChoices, OWN, QUICK } from "../src/views/classify/methods.ts";
-import { freshName, send, type Asks, type Batch, type Content, type Plan } from "../src/views/classify/run.ts";
+import { methodChoices, QUICK } from "../src/views/classify/methods.ts";
+import { send, type Asks, type Batch, type Content, type Plan } from "../src/views/classify/send.ts";
 import { bytesOf, heardSeconds, LastSamples, peaks, wav } from "../src/views/classify/sound.ts";
-import { completion, lacked, novelty, statusOf } from "../src/views/classify/words.ts";
+import { completion, lacked, novelty } from "../src/views/classify/words.ts";
 
 // Sound --------------------------------------------------------------------------------------------------------------
 
@@ -156,12 +157,15 @@ test("a status comes with the server's reason", () => {
     reason: "1 of 64 gathered",
     batch_size: 1,
   };
-  assert.deepEqual(statusOf({ ...adaptation, status: "queued" }), {
+  assert.deepEqual(statusOf({ ...adaptation, status: "queued" }, "sample"), {
     kind: "busy",
     label: "gathered",
     text: "Answered at once, learned from in the background: 1 of 64 gathered.",
   });
-  assert.equal(statusOf({ ...adaptation, status: "applied", reason: "" }).text, "The stream learned from this sample.");
+  assert.match(
+    statusOf({ ...adaptation, status: "applied", reason: "" }, "sample").text,
+    /learned from this sample and/,
+  );
 });
 
 test("why a device cannot be had depends on what the browser said", () => {
@@ -180,25 +184,12 @@ test("why a device cannot be had depends on what the browser said", () => {
 const card = { summary: "", settings: { learning_rate: {} }, presets: {} };
 const classifier = { methods: { source: card, brimpr: card } } as unknown as Models["classifier"];
 
-test("a stream has one of the methods that are offered, or settings of its own", () => {
-  const choices = methodChoices(classifier);
+test("the classifier's methods are offered, one of them also at a faster rate", () => {
   assert.deepEqual(
-    choices.map(({ value }) => value),
+    methodChoices(classifier).map(({ value }) => value),
     ["source", "brimpr", QUICK],
   );
-  const chosen = (settings: Record<string, Json> | null) =>
-    chosenMethod({ classify: settings && { method: "brimpr", settings } }, choices, "source");
-  assert.deepEqual(
-    [chosen(null), chosen({}), chosen({ learning_rate: 0.001 }), chosen({ tau: 1 })],
-    ["source", "brimpr", QUICK, OWN],
-  );
   assert.deepEqual(methodChoices(null), []);
-});
-
-test("only what the classifier learned would be lost with another of its methods", () => {
-  const track = (direction: string, batches: number) => ({ direction, batches }) as never;
-  assert.equal(learned({ tracks: [track("image->text", 5), track("audio+video->label", 3)] }), 3);
-  assert.equal(learned(undefined), 0);
 });
 
 // A run --------------------------------------------------------------------------------------------------------------
@@ -206,7 +197,7 @@ test("only what the classifier learned would be lost with another of its methods
 const PLAN: Plan = {
   stream: "s",
   corruption: { audio: { name: "rain", severity: 5 }, image: null },
-  samples: 5,
+  queries: 5,
   batch: 2,
   seed: 1,
 };
@@ -308,13 +299,4 @@ test("what a busy server refuses is tried again, and stopping ends the wait", as
   controller.abort();
   await stopped;
   await assert.rejects(pause(60_000, controller.signal), { name: "AbortError" });
-});
-
-test("a stream is named after what is done to its clips, and is new", () => {
-  assert.equal(freshName(PLAN.corruption, new Set()), "rain-5");
-  assert.equal(
-    freshName({ audio: { name: "gaussian_noise", severity: 3 }, image: { name: "fog", severity: 1 } }, new Set()),
-    "gaussian-noise-3-fog-1",
-  );
-  assert.equal(freshName({ audio: null, image: null }, new Set(["clean-clips", "clean-clips-2"])), "clean-clips-3");
 });

@@ -1,21 +1,12 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { ApiError } from "../src/lib/api.ts";
+import { statusOf } from "../src/lib/learning.ts";
 import { everyOne, pauseAfter } from "../src/lib/patience.ts";
-import type { History, Models, RetrieveAnswer, StreamCard } from "../src/lib/types.ts";
-import {
-  figuresOf,
-  freshName,
-  movingRecall,
-  order,
-  send,
-  verdict,
-  type Asks,
-  type Batch,
-  type Plan,
-} from "../src/views/search/drift.ts";
-import { chosenMethod, learnedBatches, methodChoices, OWN, QUICK } from "../src/views/search/methods.ts";
-import { statusOf } from "../src/views/search/reasons.ts";
+import type { History, Models, RetrieveAnswer } from "../src/lib/types.ts";
+import { figuresOf, movingRecall, verdict } from "../src/views/search/course.ts";
+import { methodChoices, QUICK } from "../src/views/search/methods.ts";
+import { order, send, type Asks, type Batch, type Plan } from "../src/views/search/send.ts";
 import { differences } from "../src/views/search/words.ts";
 
 const shown = (pieces: { text: string; changed: boolean }[]) =>
@@ -200,13 +191,6 @@ test("figures find the batch of the run that they are of", () => {
   assert.equal(figuresOf(undefined, 3, 0).size, 0);
 });
 
-test("a new stream is named after what is done to its queries", () => {
-  const blur = { name: "defocus_blur", severity: 5 };
-  assert.equal(freshName(blur, new Set()), "defocus-blur-5");
-  assert.equal(freshName(blur, new Set(["defocus-blur-5", "defocus-blur-5-2"])), "defocus-blur-5-3");
-  assert.equal(freshName(null, new Set()), "clean");
-});
-
 const card = (presets: Record<string, Record<string, number>>) => ({
   summary: "",
   settings: { shifted_learning_rate: {} },
@@ -216,35 +200,19 @@ const models = {
   methods: { source: card({ paper: {} }), tcr: card({ paper: {}, attune: { learn_from_shift: 2.5 } }) },
 } as unknown as Models;
 
-test("methods are offered with their presets, and a stream's own settings are told", () => {
+test("methods are offered with their presets", () => {
   const choices = methodChoices(models);
   assert.deepEqual(
     choices.map(({ value }) => value),
     ["source", "tcr", "tcr:attune", QUICK],
   );
-  assert.equal(
-    chosenMethod({ method: "tcr", settings: { shifted_learning_rate: 0.003, preset: "attune" } }, choices),
-    QUICK,
-  );
-  assert.equal(chosenMethod({ method: "tcr", settings: { steps: 2 } }, choices), OWN);
-  assert.equal(chosenMethod(undefined, choices), null);
-});
-
-test("another method drops what was learned of galleries, not what the classifier learned", () => {
-  const tracks = [
-    { batches: 2, direction: "image->text" },
-    { batches: 3, direction: "text->image" },
-    { batches: 5, direction: "audio+video->label" },
-  ];
-  assert.equal(learnedBatches({ tracks } as unknown as StreamCard), 5);
-  assert.equal(learnedBatches(undefined), 0);
 });
 
 test("what happened to a query is said in words, with the reason", () => {
   const adaptation = { method: "tcr", mode: "sync", direction: "text->image", state_version: 1, batch_size: 1 };
   assert.match(
-    statusOf({ ...adaptation, status: "skipped", reason: "the batch looks clean" }).text,
+    statusOf({ ...adaptation, status: "skipped", reason: "the batch looks clean" }, "query").text,
     /did not learn from this query: the batch looks clean\.$/,
   );
-  assert.match(statusOf({ ...adaptation, status: "undone", reason: "" }).text, /dropped again\.$/);
+  assert.match(statusOf({ ...adaptation, status: "undone", reason: "" }, "query").text, /dropped again\.$/);
 });

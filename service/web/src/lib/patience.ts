@@ -60,3 +60,18 @@ export async function everyOne<T, R>(
   await Promise.all(Array.from({ length: Math.min(most, values.length) }, worker));
   return made;
 }
+
+/** `load`, but what has come once for a key is not asked for again. */
+export function fetchedOnce<T, R>(load: (of: T) => Promise<R>, key: (of: T) => string = String): (of: T) => Promise<R> {
+  const held = new Map<string, Promise<R>>();
+  return (of) => {
+    const name = key(of);
+    const found = held.get(name) ?? load(of);
+    held.set(name, found);
+    found.catch(() => held.delete(name));
+    return found;
+  };
+}
+
+/** Whether this is no failure: someone wanted it to end. */
+export const isAbort = (error: unknown): boolean => error instanceof DOMException && error.name === "AbortError";

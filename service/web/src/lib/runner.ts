@@ -1,6 +1,6 @@
 // Sends a run, one at a time; it goes on while other views are shown.
 
-import { signal } from "@preact/signals";
+import { signal, type Signal } from "@preact/signals";
 import { freshName } from "./runs.ts";
 import { messageOf, streams } from "./state.ts";
 
@@ -15,18 +15,38 @@ export interface Run<Plan, Batch> {
   trouble: string;
 }
 
-/** What comes of a plan, batch after batch. */
-export type Batches<Batch> = AsyncIterable<Batch>;
+/** What all plans have. */
+export interface Planned {
+  stream: string;
+  queries: number;
+  batch: number;
+  /** Of the corruption. */
+  seed: number;
+}
 
-export class Runner<Plan extends { stream: string }, Batch> {
+export class Runner<Plan extends Planned, Batch> {
   readonly run = signal<Run<Plan, Batch> | null>(null);
   readonly starting = signal(false);
   /** Why the last run could not be started. */
   readonly trouble = signal("");
   /** A name that the person at the page gave; "": one that is new. */
   readonly ownName = signal("");
+  /** What the next run will be. */
+  readonly queries: Signal<number>;
+  readonly batchSize: Signal<number>;
+  readonly method: Signal<string>;
   private readonly used = new Set<string>();
   private controller = new AbortController();
+
+  constructor(usual: { queries: number; batchSize: number; method: string }) {
+    this.queries = signal(usual.queries);
+    this.batchSize = signal(usual.batchSize);
+    this.method = signal(usual.method);
+  }
+
+  get going(): boolean {
+    return this.run.value?.phase === "running";
+  }
 
   /** What the next run's stream is called; `base`: what it is about. */
   nameOf(base: string): string {
@@ -47,14 +67,14 @@ export class Runner<Plan extends { stream: string }, Batch> {
   async start(
     plan: Plan,
     method: string,
-    prepare: (signal: AbortSignal) => Promise<Batches<Batch> | null>,
+    prepare: (signal: AbortSignal) => Promise<AsyncIterable<Batch> | null>,
     keep: (before: Batch) => Batch = (before) => before,
   ): Promise<void> {
     this.controller.abort();
     const { signal } = (this.controller = new AbortController());
     this.starting.value = true;
     this.trouble.value = "";
-    let coming: Batches<Batch> | null;
+    let coming: AsyncIterable<Batch> | null;
     try {
       coming = await prepare(signal);
     } catch (error) {
@@ -70,7 +90,11 @@ export class Runner<Plan extends { stream: string }, Batch> {
     await this.follow(coming, keep, signal);
   }
 
-  private async follow(coming: Batches<Batch>, keep: (before: Batch) => Batch, signal: AbortSignal): Promise<void> {
+  private async follow(
+    coming: AsyncIterable<Batch>,
+    keep: (before: Batch) => Batch,
+    signal: AbortSignal,
+  ): Promise<void> {
     try {
       for await (const batch of coming) {
         if (signal.aborted) break;

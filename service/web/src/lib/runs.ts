@@ -68,3 +68,13 @@ export function freshName(base: string, taken: ReadonlySet<string>): string {
     if (!taken.has(name)) return name;
   }
 }
+
+/** A line for each side, in its colour. */
+export const bothSides = (of: (side: Side) => (number | null)[], sides: readonly Side[] = SIDES) =>
+  sides.map((side) => ({ label: side, values: of(side), colour: side }));
+
+/** Where batches were undone, as a plot marks it; `x`: queries sent by the end of each. */
+export const takenBack = (batches: readonly { status: string }[], x: readonly number[]) =>
+  batches.flatMap(({ status }, place) =>
+    status === "undone" ? [{ at: x[place]!, label: "taken back", colour: "bad" }] : [],
+  );

@@ -1,9 +1,7 @@
 // What a sequence of answered samples comes to, for the source model and the stream side by side.
 
 import { percent } from "../../lib/format.ts";
-
-export type Side = "source" | "adapted";
-export const SIDES: readonly Side[] = ["source", "adapted"];
+import { compared, difference, laterHalf, SIDES, type Compared, type Side } from "../../lib/runs.ts";
 
 /** What a model says first, and how unsure it is. */
 export interface Said {
@@ -51,45 +49,11 @@ export function entropies(entries: readonly Entry[], side: Side, ends: readonly 
   });
 }
 
-export interface Verdict extends Record<Side, number> {
-  samples: number;
-  outcome: "better" | "worse" | "same" | "unclear";
-  sentence: string;
-}
-
-/**
- * The second half of a run: by then the stream has seen something. A difference counts where it is more than two
- * standard errors of the samples that only one of the two got right.
- */
-export function verdict(entries: readonly Entry[]): Verdict | null {
-  const counted = entries
-    .slice(Math.floor(entries.length / 2))
-    .filter((entry) => SIDES.every((side) => right(entry, side) !== null));
-  if (counted.length === 0) return null;
-  const won = counted.filter((entry) => right(entry, "adapted") && !right(entry, "source")).length;
-  const lost = counted.filter((entry) => right(entry, "source") && !right(entry, "adapted")).length;
-  const outcome =
-    won + lost === 0
-      ? "same"
-      : Math.abs(won - lost) <= 2 * Math.sqrt(won + lost)
-        ? "unclear"
-        : won > lost
-          ? "better"
-          : "worse";
-  const source = share(score(counted, "source"))!;
-  const adapted = share(score(counted, "adapted"))!;
-  const points = `${(Math.abs(adapted - source) * 100).toFixed(1)} points`;
-  const ends = {
-    better: `${points} more`,
-    worse: `${points} less: adaptation did harm here`,
-    same: "no difference",
-    unclear: "no clear difference: with so few samples it could be chance",
-  };
-  return {
-    samples: counted.length,
-    source,
-    adapted,
-    outcome,
-    sentence: `Of the last ${counted.length} samples the source model named ${percent(source)} rightly, the adapted stream ${percent(adapted)}: ${ends[outcome]}.`,
-  };
+/** What the second half of a run says, of the samples that both sides answered; null without one. */
+export function verdict(entries: readonly Entry[]): (Compared & { sentence: string }) | null {
+  const known = laterHalf(entries).filter((entry) => SIDES.every((side) => right(entry, side) !== null));
+  const made = compared(known.map((entry) => ({ source: right(entry, "source")!, adapted: right(entry, "adapted")! })));
+  if (!made) return null;
+  const sides = `the source model named ${percent(made.source)} rightly, the adapted stream ${percent(made.adapted)}`;
+  return { ...made, sentence: `Of the last ${made.queries} samples ${sides}: ${difference(made, "samples")}.` };
 }

@@ -1,10 +1,10 @@
 import "./classify.css";
 import { useEffect } from "preact/hooks";
+import { corruptions, loadCorruptions } from "../../lib/corruptions.ts";
 import { config, models } from "../../lib/state.ts";
 import { AnswerCard } from "./answer.tsx";
-import { RunCard } from "./run-card.tsx";
+import { ClassifyRunCard } from "./run-card.tsx";
 import { SampleCard } from "./sample.tsx";
-import { corruptions, loadCorruptions } from "./state.ts";
 
 export function ClassifyView() {
   useEffect(() => {
@@ -24,7 +24,7 @@ export function ClassifyView() {
         <SampleCard />
         <AnswerCard />
       </div>
-      {clips && <RunCard />}
+      {clips && <ClassifyRunCard />}
     </div>
   );
 }

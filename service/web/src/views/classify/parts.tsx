@@ -1,50 +1,5 @@
 import { useEffect, useRef, useState } from "preact/hooks";
-import { Select, Slider, type Choice } from "../../components/fields.tsx";
-import { words as spaced } from "../../lib/format.ts";
-import type { Corruption, Medium } from "./run.ts";
 import { bytesOf, decoded, peaks } from "./sound.ts";
-import { corruptions } from "./state.ts";
-
-const CLEAN = "";
-const STRONGEST = 5;
-
-function choicesOf(medium: Medium): Choice<string>[] {
-  const cards = corruptions.value?.[medium] ?? [];
-  return [
-    { value: CLEAN, label: "clean" },
-    ...cards.map((card) => ({ value: card.name, label: spaced(card.name), group: card.group })),
-  ];
-}
-
-/** Which corruption and how strong; null: none. */
-export function CorruptionFields(props: {
-  medium: Medium;
-  label: string;
-  value: Corruption | null;
-  change: (value: Corruption | null) => void;
-  disabled?: boolean;
-}) {
-  const { value, disabled = false } = props;
-  return (
-    <>
-      <Select
-        label={props.label}
-        value={value?.name ?? CLEAN}
-        choices={choicesOf(props.medium)}
-        disabled={disabled}
-        change={(name) => props.change(name === CLEAN ? null : { name, severity: value?.severity ?? STRONGEST })}
-      />
-      <Slider
-        label="Severity"
-        value={value?.severity ?? STRONGEST}
-        min={1}
-        max={STRONGEST}
-        disabled={value === null || disabled}
-        change={(severity) => value && props.change({ ...value, severity })}
-      />
-    </>
-  );
-}
 
 const COLUMNS = 96;
 const HEIGHT = 64;

@@ -1,33 +1,13 @@
 // What an answer says, in plain words.
 
 import { percent } from "../../lib/format.ts";
-import type { Adaptation, ClassifyAnswer } from "../../lib/types.ts";
+import type { Side } from "../../lib/runs.ts";
+import type { ClassifyAnswer } from "../../lib/types.ts";
 
-type Kind = "ok" | "busy" | "warn" | "bad" | "off";
+/** What the sides are called. */
+export const TITLES: Record<Side, string> = { source: "Source model", adapted: "Adapted stream" };
+
 type Result = ClassifyAnswer["results"][number];
-
-const STATUS: Record<Adaptation["status"], { kind: Kind; label: string; meaning: string }> = {
-  applied: { kind: "ok", label: "learned", meaning: "The stream learned from this sample" },
-  applying: {
-    kind: "ok",
-    label: "learning",
-    meaning: "The stream learns from this sample; the answer left just before the last update",
-  },
-  queued: { kind: "busy", label: "gathered", meaning: "Answered at once, learned from in the background" },
-  skipped: {
-    kind: "warn",
-    label: "not learned from",
-    meaning: "The stream answered but did not learn from this sample",
-  },
-  undone: { kind: "bad", label: "taken back", meaning: "What was learned from this sample was dropped again" },
-  off: { kind: "off", label: "not adapting", meaning: "The stream does not adapt" },
-  mixed: { kind: "busy", label: "mixed", meaning: "The samples were treated differently" },
-};
-
-export function statusOf(adaptation: Adaptation): { kind: Kind; label: string; text: string } {
-  const { kind, label, meaning } = STATUS[adaptation.status];
-  return { kind, label, text: adaptation.reason ? `${meaning}: ${adaptation.reason}.` : `${meaning}.` };
-}
 
 const PARTS: Record<string, { lost: string; left: string }> = {
   audio: { lost: "sound", left: "the picture" },

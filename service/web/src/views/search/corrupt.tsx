@@ -1,77 +1,12 @@
-import { Select, Slider, type Choice } from "../../components/fields.tsx";
-import { save } from "../../lib/pictures.ts";
+import { CorruptionFields } from "../../components/corruption-fields.tsx";
+import { Trouble } from "../../components/trouble.tsx";
+import { corruptionsTrouble, loadCorruptions } from "../../lib/corruptions.ts";
 import { words as spaced } from "../../lib/format.ts";
+import { save } from "../../lib/pictures.ts";
 import type { Modality } from "../../lib/types.ts";
-import {
-  corrupt,
-  corruption,
-  corruptions,
-  corruptionsTrouble,
-  degraded,
-  degradeTrouble,
-  degrading,
-  fileName,
-  kinds,
-  loadCorruptions,
-} from "./state.ts";
-import type { Corruption } from "./drift.ts";
+import { corrupt } from "./search.ts";
+import { corruption, degraded, degradeTrouble, degrading, fileName, kinds } from "./state.ts";
 import { differences } from "./words.ts";
-
-const CLEAN = "";
-
-export function corruptionChoices(kind: Modality): Choice<string>[] {
-  const cards = corruptions.value?.[kind] ?? [];
-  return [
-    { value: CLEAN, label: "clean" },
-    ...cards.map((card) => ({
-      value: card.name,
-      label: `${card.summary ? `${card.name}: ${card.summary}` : spaced(card.name)}${card.available === false ? " (not installed)" : ""}`,
-      disabled: card.available === false,
-      group: card.group,
-    })),
-  ];
-}
-
-const DEFAULT_SEVERITY = 5;
-
-/** Which corruption and how strong; null: none. */
-export function CorruptionFields(props: {
-  kind: Modality;
-  label: string;
-  value: Corruption | null;
-  change: (value: Corruption | null) => void;
-  disabled?: boolean;
-}) {
-  const { value } = props;
-  const severities = corruptions.value?.[props.kind].find((card) => card.name === value?.name)?.severities ?? [
-    1, 2, 3, 4, 5,
-  ];
-  const choose = (name: string) => {
-    const most = Math.max(
-      ...(corruptions.value?.[props.kind].find((card) => card.name === name)?.severities ?? [DEFAULT_SEVERITY]),
-    );
-    props.change(name === CLEAN ? null : { name, severity: Math.min(value?.severity ?? DEFAULT_SEVERITY, most) });
-  };
-  return (
-    <>
-      <Select
-        label={props.label}
-        value={value?.name ?? CLEAN}
-        choices={corruptionChoices(props.kind)}
-        change={choose}
-        disabled={props.disabled ?? false}
-      />
-      <Slider
-        label="Severity"
-        value={value?.severity ?? DEFAULT_SEVERITY}
-        min={Math.min(...severities)}
-        max={Math.max(...severities)}
-        disabled={value === null || (props.disabled ?? false)}
-        change={(severity) => value && props.change({ ...value, severity })}
-      />
-    </>
-  );
-}
 
 /** Degrade the query and see it degrade. `send`: make a stream of such queries. */
 export function CorruptCard(props: { send: (kind: Modality) => void }) {
@@ -80,12 +15,7 @@ export function CorruptCard(props: { send: (kind: Modality) => void }) {
     return (
       <section class="card search-corrupt">
         <h2>Corrupt it</h2>
-        <p class="hint" role="alert">
-          {corruptionsTrouble.value}
-        </p>
-        <button type="button" onClick={() => void loadCorruptions()}>
-          Try again
-        </button>
+        <Trouble again={() => void loadCorruptions()}>{corruptionsTrouble.value}</Trouble>
       </section>
     );
   }
@@ -105,18 +35,14 @@ export function CorruptCard(props: { send: (kind: Modality) => void }) {
       {shown.map((kind) => (
         <div key={kind} class="search-corrupt-fields">
           <CorruptionFields
-            kind={kind}
+            medium={kind}
             label={kind === "image" ? "Of the picture" : "Of the words"}
             value={corruption.value[kind]}
             change={(value) => corrupt(kind, value)}
           />
         </div>
       ))}
-      {degradeTrouble.value && (
-        <p role="alert" class="search-trouble">
-          {degradeTrouble.value}
-        </p>
-      )}
+      {degradeTrouble.value && <Trouble>{degradeTrouble.value}</Trouble>}
       {first ? (
         <Degraded />
       ) : (

@@ -1,28 +1,30 @@
 import "./search.css";
 import { useEffect } from "preact/hooks";
+import { corruptions, loadCorruptions } from "../../lib/corruptions.ts";
 import { gallery, searchFor } from "../../lib/state.ts";
 import type { Modality } from "../../lib/types.ts";
 import { CorruptCard } from "./corrupt.tsx";
-import { DriftCard } from "./drift-card.tsx";
 import { QueryCard } from "./query.tsx";
 import { Results } from "./results.tsx";
-import { kind, planned, run, startTrouble } from "./run.ts";
-import { corruption, corruptions, enterGallery, loadCorruptions } from "./state.ts";
+import { RUN_CARD, SearchRunCard } from "./run-card.tsx";
+import { kind, planned, runner } from "./run.ts";
+import { enterGallery } from "./samples.ts";
+import { corruption } from "./state.ts";
 
 /** Take what is done to the query for the stream, and go there. */
 function sendSuch(of: Modality): void {
-  if (run.value?.phase !== "running") {
+  if (!runner.going) {
     kind.value = of;
     planned.value = { ...planned.value, [of]: corruption.value[of] };
   }
-  document.getElementById("search-drift")?.scrollIntoView({ behavior: "smooth" });
-  document.getElementById("search-drift-title")?.focus({ preventScroll: true });
+  document.getElementById(RUN_CARD)?.scrollIntoView({ behavior: "smooth" });
+  document.getElementById(`${RUN_CARD}-title`)?.focus({ preventScroll: true });
 }
 
 export function SearchView() {
   const name = gallery.value;
   useEffect(() => {
-    startTrouble.value = "";
+    runner.trouble.value = "";
     if (name) void enterGallery();
   }, [name, searchFor.value]);
   useEffect(() => {
@@ -42,7 +44,7 @@ export function SearchView() {
         <CorruptCard send={sendSuch} />
       </div>
       <Results />
-      <DriftCard />
+      <SearchRunCard />
     </div>
   );
 }

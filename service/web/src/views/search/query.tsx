@@ -1,38 +1,26 @@
 import { useState } from "preact/hooks";
 import { Drop } from "../../components/drop.tsx";
 import { Segments, Select } from "../../components/fields.tsx";
+import { LearningFields } from "../../components/learning-fields.tsx";
 import { Preview } from "../../components/preview.tsx";
-import { StreamField } from "../../components/stream-field.tsx";
 import { prepared } from "../../lib/pictures.ts";
 import { link } from "../../lib/router.ts";
-import { config, galleries, gallery, say, stream, tell } from "../../lib/state.ts";
-import type { Item, Mode, Target } from "../../lib/types.ts";
-import { MethodSelect } from "./method.tsx";
+import { config, galleries, gallery, models, say, tell } from "../../lib/state.ts";
+import type { Item, Target } from "../../lib/types.ts";
+import { methodChoices } from "./methods.ts";
 import {
-  caption,
-  k,
   loadSamples,
-  mode,
-  picture,
   samples,
   samplesTotal,
   samplesTrouble,
   SAMPLES,
-  search,
-  target,
-  truth,
   type,
   usePicture,
   useSample,
   type Taken,
-} from "./state.ts";
-
-const MODES: { value: Mode; label: string }[] = [
-  { value: "auto", label: "auto" },
-  { value: "sync", label: "sync: learn first" },
-  { value: "async", label: "async: answer first" },
-  { value: "off", label: "off: source only" },
-];
+} from "./samples.ts";
+import { search } from "./search.ts";
+import { caption, k, mode, picture, target, truth } from "./state.ts";
 
 async function takeFile(file: File): Promise<void> {
   const uri = await prepared(file, config.value?.limits.image_bytes ?? 20 << 20);
@@ -188,23 +176,12 @@ function Options() {
         choices={galleries.value.map((one) => one.name)}
         change={(name) => (gallery.value = name)}
       />
-      <StreamField
-        label="Stream"
-        value={stream.value}
-        change={(name) => {
-          stream.value = name;
-          void search();
-        }}
-      />
-      <MethodSelect />
-      <Select
-        label="Learning"
-        value={mode.value}
-        choices={MODES}
-        change={(value) => {
-          mode.value = value;
-          void search();
-        }}
+      <LearningFields
+        task="retrieve"
+        methods={methodChoices(models.value)}
+        mode={mode}
+        ask={() => void search()}
+        relearn={() => void search()}
       />
       <Select
         label="Look among"

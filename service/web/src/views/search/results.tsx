@@ -2,13 +2,16 @@ import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 import { Badge, Segments } from "../../components/fields.tsx";
 import { Preview } from "../../components/preview.tsx";
+import { Trouble } from "../../components/trouble.tsx";
 import { figure } from "../../lib/format.ts";
+import { statusOf } from "../../lib/learning.ts";
 import { lost, moves, type Moved } from "../../lib/ranks.ts";
 import { stream } from "../../lib/state.ts";
 import type { Hit, RetrieveAnswer } from "../../lib/types.ts";
-import { rankOf } from "./drift.ts";
-import { statusOf } from "./reasons.ts";
-import { adapted, search, shown, source, wordsOf, type Side } from "./state.ts";
+import { wordsOf } from "./hits.ts";
+import { search } from "./search.ts";
+import { rankOf } from "./send.ts";
+import { adapted, shown, source, type Side } from "./state.ts";
 
 /** The same query to both, next to each other; on a phone one at a time. */
 export function Results() {
@@ -99,16 +102,7 @@ function Column(props: {
           {side.busy ? "searching …" : total === undefined ? "" : `${figure(total, 2)} ms`}
         </small>
       </header>
-      {side.trouble ? (
-        <div role="alert" class="search-trouble">
-          <p>{side.trouble}</p>
-          <button type="button" onClick={() => void search()}>
-            Try again
-          </button>
-        </div>
-      ) : (
-        props.children
-      )}
+      {side.trouble ? <Trouble again={() => void search()}>{side.trouble}</Trouble> : props.children}
     </section>
   );
 }
@@ -120,7 +114,7 @@ const arrows = (direction: string): string => direction.replace("->", " → ");
 
 function Facts(props: { answer: RetrieveAnswer; same: boolean }) {
   const { adaptation } = props.answer;
-  const status = statusOf(adaptation);
+  const status = statusOf(adaptation, "query");
   const untouched = adaptation.state_version === 0;
   return (
     <>

@@ -1,151 +1,83 @@
-// The stream that the page sends; it goes on while other views are shown.
+// The run that the page sends of a gallery's items.
 
 import { signal } from "@preact/signals";
+import { changeMethod } from "../../components/method-select.tsx";
 import { get, part, post } from "../../lib/api.ts";
-import { pause } from "../../lib/patience.ts";
+import type { Corruption } from "../../lib/corruptions.ts";
+import type { MethodChoice } from "../../lib/methods.ts";
+import { fetchedOnce, pause } from "../../lib/patience.ts";
 import { loadPicture } from "../../lib/pictures.ts";
-import { gallery, messageOf, show } from "../../lib/state.ts";
+import { Runner } from "../../lib/runner.ts";
+import { slug } from "../../lib/runs.ts";
+import { gallery, show } from "../../lib/state.ts";
 import type { Item, ItemPage, Modality, StreamCard } from "../../lib/types.ts";
-import {
-  figuresOf,
-  freshName,
-  other,
-  send,
-  trackOf,
-  type Asks,
-  type Batch,
-  type Corruption,
-  type Figures,
-  type Plan,
-} from "./drift.ts";
-import { configure } from "./method.tsx";
-import { QUICK, type MethodChoice } from "./methods.ts";
+import { figuresOf, trackOf, type Figures } from "./course.ts";
+import { QUICK } from "./methods.ts";
+import { other, send, type Asks, type Batch, type Plan } from "./send.ts";
 
 export const kind = signal<Modality>("image");
 export const planned = signal<Record<Modality, Corruption | null>>({
   image: { name: "defocus_blur", severity: 5 },
   text: { name: "CS", severity: 7 },
 });
-export const queries = signal(512);
-export const batchSize = signal(32);
-export const method = signal(QUICK);
-/** "": one that is new. */
-export const ownName = signal("");
-
-export interface Run {
-  phase: "running" | "done" | "stopped" | "failed";
-  plan: Plan;
-  total: number;
-  method: string;
-  batches: Batch[];
-  figures: ReadonlyMap<number, Figures>;
-  waiting: string;
-  trouble: string;
-}
-
-export const run = signal<Run | null>(null);
-export const starting = signal(false);
-export const startTrouble = signal("");
+export const runner = new Runner<Plan, Batch>({ queries: 512, batchSize: 32, method: QUICK });
+/** What the stream's track says of the run's batches, by their place in it. */
+export const figures = signal<ReadonlyMap<number, Figures>>(new Map());
 
 const SEED = 1;
 const PAGE = 500;
 /** Items that a run draws from, at most. */
 const MOST_ITEMS = 4096;
-const used = new Set<string>();
-let controller = new AbortController();
 
-export const nameOf = (taken: Iterable<string>): string =>
-  ownName.value || freshName(planned.value[kind.value], new Set([...used, ...taken]));
+/** What the next run's stream is named after. */
+export const baseName = (): string => {
+  const corruption = planned.value[kind.value];
+  return corruption ? slug(corruption) : "clean";
+};
 
-const pictures = new Map<string, Promise<string>>();
+const pictureOf = fetchedOnce(loadPicture);
 
-/** A preview, fetched once. */
-function pictureOf(path: string): Promise<string> {
-  let held = pictures.get(path);
-  if (!held) {
-    held = loadPicture(path);
-    held.catch(() => pictures.delete(path));
-    pictures.set(path, held);
-  }
-  return held;
-}
-
-/** Items of which one modality can be asked with and the other be found. */
+/** Items of which one modality can be asked with and the other be found. Raises Error where there are none. */
 async function usableItems(plan: Plan, signal: AbortSignal): Promise<Item[]> {
+  const usable = (item: Item) =>
+    item.modalities.includes(other(plan.kind)) && (plan.kind === "image" ? item.preview : item.text);
   const found: Item[] = [];
   for (let offset = 0; offset < MOST_ITEMS; offset += PAGE) {
-    const page = await get<ItemPage>(`/galleries/${part(plan.gallery)}/items?offset=${offset}&limit=${PAGE}`, {
-      signal,
-    });
-    found.push(
-      ...page.items.filter(
-        (item) => item.modalities.includes(other(plan.kind)) && (plan.kind === "image" ? item.preview : item.text),
-      ),
-    );
+    const path = `/galleries/${part(plan.gallery)}/items?offset=${offset}&limit=${PAGE}`;
+    const page = await get<ItemPage>(path, { signal });
+    found.push(...page.items.filter(usable));
     if (offset + PAGE >= page.total) break;
   }
-  return found;
-}
-
-function change(next: Partial<Run>): void {
-  if (run.value) run.value = { ...run.value, ...next };
-}
-
-export function stop(): void {
-  controller.abort();
-}
-
-export async function start(name: string, choice: MethodChoice): Promise<void> {
-  controller.abort();
-  const mine = (controller = new AbortController());
-  const { signal } = mine;
-  const plan: Plan = {
-    gallery: gallery.value,
-    stream: name,
-    kind: kind.value,
-    corruption: planned.value[kind.value],
-    queries: queries.value,
-    batch: batchSize.value,
-    seed: SEED,
-  };
-  starting.value = true;
-  startTrouble.value = "";
-  let items: Item[];
-  let before: number;
-  try {
-    items = await usableItems(plan, signal);
-    if (items.length === 0) {
-      const lacks =
-        plan.kind === "image" ? "pictures with previews and texts beside them" : "texts with pictures beside them";
-      throw new Error(`Gallery "${plan.gallery}" has no ${lacks}, so nothing of which the right answer is known.`);
-    }
-    if (!(await configure(name, choice, signal))) return;
-    before = trackOf(await describe(name, signal), plan)?.batches ?? 0;
-  } catch (error) {
-    if (!signal.aborted) startTrouble.value = messageOf(error);
-    return;
-  } finally {
-    starting.value = false;
-  }
-  used.add(name);
-  ownName.value = "";
-  run.value = {
-    phase: "running",
-    plan,
-    total: plan.queries,
-    method: choice.label,
-    batches: [],
-    figures: new Map(),
-    waiting: "",
-    trouble: "",
-  };
-  await follow(plan, items, before, signal);
+  if (found.length > 0) return found;
+  const lacks =
+    plan.kind === "image" ? "pictures with previews and texts beside them" : "texts with pictures beside them";
+  throw new Error(`Gallery "${plan.gallery}" has no ${lacks}, so nothing of which the right answer is known.`);
 }
 
 const describe = (name: string, signal: AbortSignal): Promise<StreamCard> =>
   get<StreamCard>(`/admin/streams/${part(name)}`, { signal });
 
-async function follow(plan: Plan, items: Item[], before: number, signal: AbortSignal): Promise<void> {
+export function start(choice: MethodChoice): Promise<void> {
+  const plan: Plan = {
+    gallery: gallery.value,
+    stream: runner.nameOf(baseName()),
+    kind: kind.value,
+    corruption: planned.value[kind.value],
+    queries: runner.queries.value,
+    batch: runner.batchSize.value,
+    seed: SEED,
+  };
+  return runner.start(plan, choice.label, async (signal) => {
+    const items = await usableItems(plan, signal);
+    if (!(await changeMethod(plan.stream, "retrieve", choice, signal))) return null;
+    const before = trackOf(await describe(plan.stream, signal), plan)?.batches ?? 0;
+    figures.value = new Map();
+    return watched(plan, items, before, signal);
+  });
+}
+
+/** The run's batches; after each of them the stream's figures are looked at. */
+async function* watched(plan: Plan, items: Item[], before: number, signal: AbortSignal): AsyncGenerator<Batch> {
   const byId = new Map(items.map((item) => [item.id, item]));
   const asks: Asks = {
     clean: async (id, kind) => {
@@ -153,22 +85,12 @@ async function follow(plan: Plan, items: Item[], before: number, signal: AbortSi
       return kind === "image" ? { image: await pictureOf(item.preview!) } : { text: item.text! };
     },
     post: (path, body, signal) => post(path, body, { signal }),
-    waiting: (why) => change({ waiting: why }),
+    waiting: runner.waiting,
     sleep: pause,
   };
-  try {
-    for await (const batch of send(plan, [...byId.keys()], asks, signal)) {
-      if (signal.aborted) break;
-      change({ batches: [...(run.value?.batches ?? []), batch] });
-      await look(plan, before, signal);
-    }
-    change({ phase: signal.aborted ? "stopped" : "done", waiting: "" });
-  } catch (error) {
-    change({
-      phase: signal.aborted ? "stopped" : "failed",
-      trouble: signal.aborted ? "" : messageOf(error),
-      waiting: "",
-    });
+  for await (const batch of send(plan, [...byId.keys()], asks, signal)) {
+    yield batch;
+    await look(plan, before, signal);
   }
 }
 
@@ -178,8 +100,7 @@ async function look(plan: Plan, before: number, signal: AbortSignal): Promise<vo
     const card = await describe(plan.stream, signal);
     show(card);
     const track = trackOf(card, plan);
-    const news = figuresOf(track?.recent, track?.batches ?? 0, before);
-    change({ figures: new Map([...(run.value?.figures ?? []), ...news]) });
+    figures.value = new Map([...figures.value, ...figuresOf(track?.recent, track?.batches ?? 0, before)]);
   } catch {
     // The next batch brings those of this one too.
   }
