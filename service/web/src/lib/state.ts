@@ -134,7 +134,7 @@ export const connection = computed(() => feed.connection.value);
 export const refusal = computed(() => feed.refusal.value);
 /** Why what is shown may be out of date though the server is there; empty: it is not. */
 export const doubt = computed(
-  () => trouble.value || (server.value?.workers === 0 ? "no worker is alive: what is asked waits for one" : ""),
+  () => trouble.value || (server.value?.workers === 0 ? "no worker is alive: queries wait" : ""),
 );
 
 /** Put a card that an action has answered in its place, before the next event does. */
