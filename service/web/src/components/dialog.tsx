@@ -45,6 +45,33 @@ export function Dialog(props: { title: string; close: () => void; children: Comp
   );
 }
 
+/** The end of a dialog's form: why it was refused, and the buttons. `children`: what the submitting one says. */
+export function DialogEnd(props: {
+  refused: string;
+  cancel: () => void;
+  disabled: boolean;
+  danger?: boolean;
+  children: ComponentChildren;
+}) {
+  return (
+    <>
+      {props.refused && (
+        <p role="alert" class="c-bad">
+          {props.refused}
+        </p>
+      )}
+      <footer>
+        <button type="button" onClick={props.cancel}>
+          Cancel
+        </button>
+        <button type="submit" class={props.danger ? "danger" : "primary"} disabled={props.disabled}>
+          {props.children}
+        </button>
+      </footer>
+    </>
+  );
+}
+
 interface Question {
   title: string;
   text: string;

@@ -20,7 +20,7 @@ export interface Mark {
   colour?: string;
 }
 
-export interface PlotProps {
+interface PlotProps {
   title: string;
   /** What is plotted, in a sentence. */
   hint?: string;

@@ -4,7 +4,7 @@ import { effect, signal } from "@preact/signals";
 import { ApiError, failureOf, keyHeaders, keys } from "./api.ts";
 import { EventParser, type ServerEvent } from "./parser.ts";
 
-export type Connection = "connecting" | "live" | "lost" | "locked";
+type Connection = "connecting" | "live" | "lost" | "locked";
 
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 8000;

@@ -23,7 +23,7 @@ export const gallery = signal("");
 /** A query that another view hands to the search (an item of `gallery`), which takes it and puts null. */
 export const searchFor = signal<{ text: string | null; picture: string | null } | null>(null);
 
-export interface Toast {
+interface Toast {
   id: number;
   text: string;
   kind: "info" | "error";
@@ -70,7 +70,7 @@ export async function loadGalleries(): Promise<void> {
   }
 }
 
-export async function loadModels(): Promise<void> {
+async function loadModels(): Promise<void> {
   models.value = await get<Models>("/models");
 }
 

@@ -101,7 +101,7 @@ export interface ItemPage {
   total: number;
 }
 
-export interface Part {
+interface Part {
   observed: boolean;
   confidence: number;
 }
@@ -124,7 +124,7 @@ export interface Adaptation {
   batch_size: number | null;
 }
 
-export interface Timings {
+interface Timings {
   wait: number;
   encode: number;
   search: number;
@@ -281,7 +281,7 @@ export interface ServerFigures {
   streams: number;
 }
 
-export interface CorruptionCard {
+interface CorruptionCard {
   name: string;
   group: string;
   summary?: string;

@@ -41,7 +41,7 @@ export async function sampleOf(clip: Clip): Promise<Sample> {
   };
 }
 
-export type Pictured = Item & { preview: string };
+type Pictured = Item & { preview: string };
 export const pictures = signal<Pictured[]>([]);
 export const picturesStart = signal(0);
 export const picturesTrouble = signal("");

@@ -1,6 +1,6 @@
 // Labels: those a person writes, and those of an answer in rows.
 
-export interface Labelled {
+interface Labelled {
   label: string;
   probability: number;
 }

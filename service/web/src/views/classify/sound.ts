@@ -80,7 +80,7 @@ export function bytesOf(uri: string): Uint8Array<ArrayBuffer> {
   return Uint8Array.from(atob(uri.slice(uri.indexOf(",") + 1)), (letter) => letter.charCodeAt(0));
 }
 
-export interface Decoded {
+interface Decoded {
   samples: Float32Array<ArrayBuffer>;
   rate: number;
   seconds: number;
@@ -98,7 +98,7 @@ const TAKEN = /^audio\/(x-)?(wav|wave|flac|ogg)$/;
 /** What is sent as it is, at most; the rest is cut and made small. */
 const SMALL_BYTES = 2 << 20;
 
-export interface Limits {
+interface Limits {
   bytes: number;
   seconds: number;
 }

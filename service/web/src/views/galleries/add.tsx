@@ -182,7 +182,7 @@ function Entries({ entries, existing }: { entries: readonly Entry[]; existing: R
               <td class="galleries-cell">{entry.text || <span class="muted">–</span>}</td>
               <td>
                 {entry.problem ? (
-                  <span class="galleries-problem">left out: {entry.problem}</span>
+                  <span class="c-bad">left out: {entry.problem}</span>
                 ) : existing?.has(entry.id) ? (
                   "replaces"
                 ) : (
@@ -242,7 +242,7 @@ function Running({ job: now }: { job: Job }) {
           <button type="button" disabled={now.stopping} onClick={now.stop}>
             {now.stopping ? "Stopping …" : "Stop"}
           </button>
-          {report.failed.length > 0 && <span class="galleries-problem">{count(report.failed.length)} failed</span>}
+          {report.failed.length > 0 && <span class="c-bad">{count(report.failed.length)} failed</span>}
           <span role="status">{report.waiting && `Waiting for the server: ${report.waiting}`}</span>
         </p>
       </div>

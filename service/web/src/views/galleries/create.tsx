@@ -1,5 +1,5 @@
 import { useEffect, useState } from "preact/hooks";
-import { Dialog } from "../../components/dialog.tsx";
+import { Dialog, DialogEnd } from "../../components/dialog.tsx";
 import { Select } from "../../components/fields.tsx";
 import { get, post } from "../../lib/api.ts";
 import { go } from "../../lib/router.ts";
@@ -88,7 +88,7 @@ export function CreateDialog({ close }: { close: () => void }) {
             aria-invalid={problem !== ""}
             onInput={(event) => setName(event.currentTarget.value)}
           />
-          <small id="galleries-name-rule" role="status" class={problem ? "galleries-problem" : ""}>
+          <small id="galleries-name-rule" role="status" class={problem ? "c-bad" : ""}>
             {problem || "Lower-case letters, digits, “.”, “_” and “-”. It cannot be changed later."}
           </small>
         </label>
@@ -110,19 +110,9 @@ export function CreateDialog({ close }: { close: () => void }) {
           }
           choices={[{ value: "", label: "none" }, ...calibrations.map((one) => ({ value: one.name, label: one.name }))]}
         />
-        {refused && (
-          <p role="alert" class="galleries-problem">
-            {refused}
-          </p>
-        )}
-        <footer>
-          <button type="button" onClick={close}>
-            Cancel
-          </button>
-          <button type="submit" class="primary" disabled={busy || name === "" || problem !== ""}>
-            {busy ? "Creating …" : "Create"}
-          </button>
-        </footer>
+        <DialogEnd refused={refused} cancel={close} disabled={busy || name === "" || problem !== ""}>
+          {busy ? "Creating …" : "Create"}
+        </DialogEnd>
       </form>
     </Dialog>
   );

@@ -187,7 +187,7 @@ function Items({ card }: { card: GalleryCard }) {
         )}
       </div>
       {failed && (
-        <p role="alert" class="galleries-problem">
+        <p role="alert" class="c-bad">
           {failed}{" "}
           <button type="button" class="quiet" onClick={() => setTries(tries + 1)}>
             Try again

@@ -26,7 +26,7 @@ export const isList = (name: string): boolean => LISTS.test(name);
 export const baseName = (name: string): string =>
   name.slice(Math.max(name.lastIndexOf("/"), name.lastIndexOf("\\")) + 1);
 
-export const stemOf = (name: string): string => baseName(name).replace(/\.[^.]*$/, "");
+const stemOf = (name: string): string => baseName(name).replace(/\.[^.]*$/, "");
 
 /**
  * What a list says. Tables (.tsv, .csv, .txt) are FILE, CAPTION with or without a head line; a .txt without tabs that

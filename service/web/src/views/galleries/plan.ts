@@ -17,7 +17,7 @@ export interface Entry {
 }
 
 /** A dropped file: its path below the dropped folder, or its name. */
-export interface Dropped {
+interface Dropped {
   path: string;
   blob: Blob;
 }
@@ -28,7 +28,7 @@ export interface Plan {
   problems: string[];
 }
 
-export interface PlanLimits {
+interface PlanLimits {
   text_characters: number;
 }
 

@@ -1,5 +1,5 @@
 import { useState } from "preact/hooks";
-import { Dialog } from "../../components/dialog.tsx";
+import { Dialog, DialogEnd } from "../../components/dialog.tsx";
 import { part, remove } from "../../lib/api.ts";
 import { go, route } from "../../lib/router.ts";
 import { pythonCall } from "../../lib/snippets.ts";
@@ -56,19 +56,9 @@ export function DeleteGallery({ card, close }: { card: GalleryCard; close: () =>
             />
           </label>
         )}
-        {failed && (
-          <p role="alert" class="galleries-problem">
-            {failed}
-          </p>
-        )}
-        <footer>
-          <button type="button" onClick={close}>
-            Cancel
-          </button>
-          <button type="submit" class="danger" disabled={busy || (type && typed !== card.name)}>
-            Delete {card.items > 0 ? items(card.items) : "gallery"}
-          </button>
-        </footer>
+        <DialogEnd danger refused={failed} cancel={close} disabled={busy || (type && typed !== card.name)}>
+          Delete {card.items > 0 ? items(card.items) : "gallery"}
+        </DialogEnd>
       </form>
     </Dialog>
   );

@@ -1,5 +1,5 @@
 import { useEffect, useState } from "preact/hooks";
-import { confirmed, Dialog } from "../../components/dialog.tsx";
+import { confirmed, Dialog, DialogEnd } from "../../components/dialog.tsx";
 import { Drop, pathOf } from "../../components/drop.tsx";
 import { ApiError, get, part, post } from "../../lib/api.ts";
 import { prepared } from "../../lib/pictures.ts";
@@ -12,7 +12,7 @@ import { LONGEST_ID } from "./names.ts";
 import type { WireItem } from "./upload.ts";
 
 /** The payload as typed, or what is wrong with it. */
-export function readPayload(typed: string): Payload | string {
+function readPayload(typed: string): Payload | string {
   if (typed.trim() === "") return {};
   try {
     const value: unknown = JSON.parse(typed);
@@ -130,23 +130,13 @@ export function SingleDialog({ card, close }: { card: GalleryCard; close: () => 
             aria-invalid={wrong !== ""}
             onInput={(event) => setTyped(event.currentTarget.value)}
           />
-          <small class={wrong ? "galleries-problem" : ""}>
+          <small class={wrong ? "c-bad" : ""}>
             {wrong || "Comes back with each hit, and filters look at it. May be empty."}
           </small>
         </label>
-        {refused && (
-          <p role="alert" class="galleries-problem">
-            {refused}
-          </p>
-        )}
-        <footer>
-          <button type="button" onClick={close}>
-            Cancel
-          </button>
-          <button type="submit" class="primary" disabled={!ready}>
-            {busy ? "Adding …" : "Add"}
-          </button>
-        </footer>
+        <DialogEnd refused={refused} cancel={close} disabled={!ready}>
+          {busy ? "Adding …" : "Add"}
+        </DialogEnd>
       </form>
     </Dialog>
   );

@@ -6,7 +6,7 @@ import type { Entry } from "./plan.ts";
 
 export type WireItem = { [name: string]: Json };
 
-export interface UploadLimits {
+interface UploadLimits {
   items: number;
   body_bytes: number;
 }
@@ -24,7 +24,7 @@ export interface Means {
   changed: (report: Report) => void;
 }
 
-export interface Failed {
+interface Failed {
   entry: Entry;
   reason: string;
 }

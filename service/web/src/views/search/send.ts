@@ -44,7 +44,7 @@ const PICTURES_AT_ONCE = 8;
 export const other = (kind: Modality): Modality => (kind === "image" ? "text" : "image");
 
 /** Numbers from 0 to 1, the same for the same seed (mulberry32). */
-export function randoms(seed: number): () => number {
+function randoms(seed: number): () => number {
   let state = seed >>> 0;
   return () => {
     state = (state + 0x6d2b79f5) >>> 0;

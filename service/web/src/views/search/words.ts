@@ -1,6 +1,6 @@
 // Which characters of a text changed.
 
-export interface Piece {
+interface Piece {
   text: string;
   changed: boolean;
 }

@@ -4,7 +4,7 @@ import { ago, figure } from "../../lib/format.ts";
 import type { GuardEvent, StreamCard, Track } from "../../lib/types.ts";
 
 /** The worst first. */
-export const CONDITIONS = [
+const CONDITIONS = [
   "guarded",
   "undone",
   "warned",
@@ -53,7 +53,7 @@ const LEARNING_S = 60;
 /** For so long an intervention is shown though its rest is over. */
 const REMEMBERED_S = 600;
 /** Of the shift, where clean batches are 1; the presets learn from here on. */
-export const SHIFTED = 2.5;
+const SHIFTED = 2.5;
 
 const DONE: Record<string, string> = {
   rollback: "rolled back",

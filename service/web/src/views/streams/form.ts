@@ -19,7 +19,7 @@ export type Draft = Record<string, string>;
 /** Stands for null in a draft. */
 export const NONE = "none";
 
-export function controlOf(name: string, schema: SettingSchema): Control {
+function controlOf(name: string, schema: SettingSchema): Control {
   const options = schema.anyOf ?? [];
   const inner = options.find((option) => option.type !== "null") ?? schema;
   const kind = inner.enum
@@ -63,7 +63,7 @@ export function draftOf(settings: Record<string, Json>): { preset: string; draft
 }
 
 /** What was typed as a value. Raises Error, in words for who typed it. */
-export function parsed(control: Control, text: string): Json {
+function parsed(control: Control, text: string): Json {
   const { kind, schema } = control;
   if (control.nullable && text === NONE) return null;
   if (kind === "switch") return text === "true";

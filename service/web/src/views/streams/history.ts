@@ -20,7 +20,7 @@ const FIGURES: readonly Figure[] = [
 /** Before anything is known. */
 export const NOTHING: History = { at: [], version: [], status: [], batch: [] };
 
-export interface Joined {
+interface Joined {
   history: History;
   /** False: it has to be asked for, since batches between the two are missing, or it is another past (after a restore). */
   whole: boolean;
@@ -60,7 +60,7 @@ function appended(history: History, recent: History, start: number, track: Track
   return next;
 }
 
-export interface HistoryMark {
+interface HistoryMark {
   at: number;
   label: string;
   colour: "warn" | "bad";

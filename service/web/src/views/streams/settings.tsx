@@ -3,6 +3,7 @@ import { confirmed } from "../../components/dialog.tsx";
 import { Field, Select } from "../../components/fields.tsx";
 import { part, put } from "../../lib/api.ts";
 import { count, words } from "../../lib/format.ts";
+import { learnedBatches, tracksOf } from "../../lib/methods.ts";
 import { pythonCall } from "../../lib/snippets.ts";
 import { models, say, show } from "../../lib/state.ts";
 import type { Json, MethodCard, StreamCard, Task } from "../../lib/types.ts";
@@ -56,13 +57,12 @@ function MethodForm(props: { card: StreamCard; task: Task; title: string; method
   const controls = chosen ? controlsOf(chosen, preset) : [];
   const { settings, wrong } = settingsOf(controls, draft, preset);
   const presets = Object.keys(chosen?.presets ?? {});
-  const tracks = card.tracks.filter(({ direction }) => (direction === "audio+video->label") === (task === "classify"));
+  const tracks = tracksOf(card, task);
   const drops = method !== current.method && tracks.length > 0;
   const change = (news: Partial<Edited>) => setEdited({ method, preset, draft, ...news });
 
   const submit = async () => {
-    const batches = tracks.reduce((sum, track) => sum + track.batches, 0);
-    const text = `What the stream has learned with ${current.method} (${count(batches)} batches) is dropped, and ${method} begins at the source model.`;
+    const text = `What the stream has learned with ${current.method} (${count(learnedBatches(card, task))} batches) is dropped, and ${method} begins at the source model.`;
     if (drops && !(await confirmed(`Change from ${current.method} to ${method}?`, text, "Change and drop"))) return;
     await run("save", async () => {
       const reset = await configured(card, { method, task, settings });
@@ -116,14 +116,12 @@ function MethodForm(props: { card: StreamCard; task: Task; title: string; method
       )}
       {drops && <p class="c-warn">Another method starts anew: what has been learned will be dropped.</p>}
       {edited && (
-        <div class="row">
-          <button type="submit" class="primary" disabled={busy !== "" || Object.keys(wrong).length > 0}>
-            Save method
-          </button>
-          <button type="button" disabled={busy !== ""} onClick={() => setEdited(null)}>
-            Discard changes
-          </button>
-        </div>
+        <Ends
+          save="Save method"
+          busy={busy !== ""}
+          wrong={Object.keys(wrong).length > 0}
+          discard={() => setEdited(null)}
+        />
       )}
     </form>
   );
@@ -241,16 +239,21 @@ function KeepForm({ card }: { card: StreamCard }) {
           Pinned <small>stays in memory and never expires</small>
         </span>
       </label>
-      {edited && (
-        <div class="row">
-          <button type="submit" class="primary" disabled={busy !== ""}>
-            Save guard and memory
-          </button>
-          <button type="button" disabled={busy !== ""} onClick={() => setEdited(null)}>
-            Discard changes
-          </button>
-        </div>
-      )}
+      {edited && <Ends save="Save guard and memory" busy={busy !== ""} discard={() => setEdited(null)} />}
     </form>
+  );
+}
+
+/** The buttons below what has been edited. */
+function Ends(props: { save: string; busy: boolean; wrong?: boolean; discard: () => void }) {
+  return (
+    <div class="row">
+      <button type="submit" class="primary" disabled={props.busy || (props.wrong ?? false)}>
+        {props.save}
+      </button>
+      <button type="button" disabled={props.busy} onClick={props.discard}>
+        Discard changes
+      </button>
+    </div>
   );
 }

@@ -42,7 +42,7 @@ export function TrackSection(props: { track: Track; history: History; method: st
 const STATUS: Record<string, string> = { applied: "was learned from", skipped: "was skipped", undone: "was undone" };
 
 /** What became of the last batch, in a sentence. */
-export function lastWords({ recent, last_reason: reason }: Track): string {
+function lastWords({ recent, last_reason: reason }: Track): string {
   const status = recent?.status.at(-1);
   if (!status) return "No batch has come together yet.";
   const because = reason ? `: ${reason.replace(/^guard: /, "the guard says ")}` : "";
