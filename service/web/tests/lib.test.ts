@@ -36,7 +36,7 @@ test("figures have three significant digits", () => {
   assert.equal(percent(0.1234), "12.3 %");
 });
 
-test("a picture in a body is read from disk by the command", () => {
+test("a picture in a body is read from disk by the command, and goes through a pipe, which has room for it", () => {
   const call = {
     method: "POST",
     path: "/retrieve",
@@ -45,7 +45,7 @@ test("a picture in a body is read from disk by the command", () => {
   };
   assert.equal(
     asCurl(call, "http://h", null),
-    `curl -s -X POST 'http://h/retrieve' \\\n  -H 'Content-Type: application/json' \\\n  -d '{"queries":[{"image":"data:image/png;base64,'"$(base64 -w0 'it'\\''s.png')"'"}]}'`,
+    `printf %s '{"queries":[{"image":"data:image/png;base64,'"$(base64 -w0 'it'\\''s.png')"'"}]}' | \\\n  curl -s -X POST 'http://h/retrieve' \\\n  -H 'Content-Type: application/json' \\\n  -d @-`,
   );
 });
 

@@ -3,7 +3,7 @@ import { test } from "node:test";
 import type { GuardEvent, History, StreamCard, Track } from "../src/lib/types.ts";
 import { conditionOf, needsAttention } from "../src/views/streams/condition.ts";
 import { controlsOf, draftOf, settingsOf } from "../src/views/streams/form.ts";
-import { joined, marksOf } from "../src/views/streams/history.ts";
+import { joined, marksOf, NOTHING } from "../src/views/streams/history.ts";
 import { comparison, filtered, kept, WORST_FIRST, type Row } from "../src/views/streams/order.ts";
 
 const NOW = 10_000;
@@ -201,6 +201,11 @@ test("a gap between what is known and what is recent has to be asked for, and so
   assert.equal(joined(past(5), trackWith({ recent })).whole, false);
   assert.equal(joined(past(5), trackWith({ recent: past(0) })).whole, false);
   assert.equal(joined(past(5), trackWith({ recent: past(3, { at: [1, 2, 3] }) })).whole, false);
+});
+
+test("the past of a stream that had none is asked for after a restore; its first batch is not", () => {
+  assert.equal(joined(NOTHING, trackWith({ recent: past(16) })).whole, false);
+  assert.equal(joined(NOTHING, trackWith({ recent: past(1) })).whole, true);
 });
 
 test("a card that ends before the history may be a restored one: the server is asked, and nothing is lost meanwhile", () => {

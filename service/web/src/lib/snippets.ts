@@ -32,14 +32,17 @@ function shellBody(body: Json, files: readonly string[]): string {
 }
 
 export function asCurl(call: Call, origin: string, key: KeyKind | null): string {
-  const lines = [`curl -s${call.method === "GET" ? "" : ` -X ${call.method}`} ${quoted(origin + call.path)}`];
+  // A command's argument ends at 128 KiB in Linux, less than a photo has; what printf writes, a shell's own, does not.
+  const piped = Boolean(call.files?.length) && call.body !== undefined;
+  const command = `curl -s${call.method === "GET" ? "" : ` -X ${call.method}`} ${quoted(origin + call.path)}`;
+  const lines = piped ? [`printf %s ${shellBody(call.body ?? null, call.files ?? [])} |`, command] : [command];
   if (key) lines.push(`-H "Authorization: Bearer $ATTUNE_${key.toUpperCase()}_KEY"`);
   if (call.upload) {
     lines.push(`-H ${quoted(`Content-Type: ${call.upload.type || "application/octet-stream"}`)}`);
     lines.push(`--data-binary @${fileName(call.upload.file)}`);
   } else if (call.body !== undefined) {
     lines.push("-H 'Content-Type: application/json'");
-    lines.push(`-d ${shellBody(call.body, call.files ?? [])}`);
+    lines.push(piped ? "-d @-" : `-d ${shellBody(call.body, [])}`);
   }
   return lines.join(" \\\n  ");
 }

@@ -5,8 +5,6 @@ import { done, found } from "./condition.ts";
 
 /** As many as the server remembers. */
 const KEPT = 240;
-/** As many as a card holds. */
-const RECENT = 24;
 const FIGURES: readonly Figure[] = [
   "modality_gap",
   "modality_gap_target",
@@ -36,7 +34,8 @@ export function joined(history: History, track: Track): Joined {
   // Either a snapshot was restored, or the card is the older one: the server knows.
   if (newest < until) return { history, whole: false };
   // The last that is known must be among the recent ones, else something lies between or it is not the same past.
-  const follows = history.at.length === 0 ? recent.at.length < RECENT : recent.at.includes(until);
+  // Cards tell one loss only: of a past that is new here and longer, after a restore, the server knows the rest.
+  const follows = history.at.length === 0 ? recent.at.length <= 1 : recent.at.includes(until);
   if (!follows) return { history, whole: false };
   const start = recent.at.findIndex((at) => at > until);
   return { history: start < 0 ? history : appended(history, recent, start, track), whole: true };
