@@ -184,13 +184,15 @@ def test_the_browser_is_held_to_this_server(browser: Browser, address: str) -> N
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     page.get_by_role("navigation", name="Views").wait_for()
-    with page.expect_event("console", lambda said: "Content Security Policy" in said.text):
+    with page.expect_event("console", lambda said: "TrustedScript" in said.text):
         page.evaluate(
             "const script = document.createElement('script');"
             "script.append('window.ran = 1');"
             "document.head.append(script);"
         )
     assert page.evaluate("window.ran") is None
+    with page.expect_event("console", lambda said: "Content Security Policy" in said.text):
+        page.evaluate("fetch('http://127.0.0.1:1/').catch(() => null)")
     with pytest.raises(Error, match="TrustedHTML"):
         page.evaluate("document.body.innerHTML = '<b>text that became markup</b>'")
     context.close()
