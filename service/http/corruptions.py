@@ -69,31 +69,27 @@ def require_installed() -> None:
 
 def catalogue() -> dict[str, list[dict[str, Any]]]:
     """Every corruption by modality, in the order of the benchmarks. Looks for a WordNet the first time."""
-    from benchmarks.corruptions import IMAGE_CORRUPTIONS
-    from benchmarks.corruptions.audio import AUDIO_CORRUPTIONS
-    from benchmarks.corruptions.constants import SEVERITIES
     from benchmarks.corruptions.text import TEXT_CORRUPTIONS
 
-    def entries(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    def entries(kind: Kind, groups: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
         group_of = {name: group for group, members in groups.items() for name in members}
-        return [{"name": name, "group": group_of[name], "severities": list(SEVERITIES)} for name in names]
+        return [
+            {"name": name, "group": group_of[name], "severities": severities}
+            for name, severities in _known(kind).items()
+        ]
 
     texts = [
         {
             "name": name,
-            "group": corruption.kind,
-            "summary": corruption.summary,
-            "severities": list(corruption.levels),
+            "group": TEXT_CORRUPTIONS[name].kind,
+            "summary": TEXT_CORRUPTIONS[name].summary,
+            "severities": severities,
             "available": not (why := _missing_tool(name)),
             "why": why,
         }
-        for name, corruption in TEXT_CORRUPTIONS.items()
+        for name, severities in _known("text").items()
     ]
-    return {
-        "image": entries(list(IMAGE_CORRUPTIONS), _IMAGE_GROUPS),
-        "text": texts,
-        "audio": entries(AUDIO_CORRUPTIONS, _AUDIO_GROUPS),
-    }
+    return {"image": entries("image", _IMAGE_GROUPS), "text": texts, "audio": entries("audio", _AUDIO_GROUPS)}
 
 
 @dataclass(frozen=True)
@@ -275,11 +271,23 @@ def _check_queries(queries: Sequence[CorruptQuery], settings: Settings) -> None:
             check_text(f"queries[{place}].text", query.text, settings)
 
 
+def _known(kind: Kind) -> dict[str, list[int]]:
+    """Corruptions of a modality, in the order of the benchmarks, with their severities."""
+    from benchmarks.corruptions import IMAGE_CORRUPTIONS
+    from benchmarks.corruptions.audio import AUDIO_CORRUPTIONS
+    from benchmarks.corruptions.constants import SEVERITIES
+    from benchmarks.corruptions.text import TEXT_CORRUPTIONS
+
+    if kind == "text":
+        return {name: list(corruption.levels) for name, corruption in TEXT_CORRUPTIONS.items()}
+    return {name: list(SEVERITIES) for name in (IMAGE_CORRUPTIONS if kind == "image" else AUDIO_CORRUPTIONS)}
+
+
 def _severities(kind: Kind, name: str) -> list[int]:
     """Raises Refusal 422 `unknown_corruption`, with the nearest names of that modality."""
-    known = {entry["name"]: entry["severities"] for entry in catalogue()[kind]}
+    known = _known(kind)
     if name in known:
-        return list(known[name])
+        return known[name]
     lowered = {entry.lower(): entry for entry in known}
     nearest = [lowered[close] for close in get_close_matches(name.lower(), lowered, cutoff=0.5)]
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(known)}"

@@ -8,6 +8,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.http.caching import PUBLIC_FOR_GOOD, is_current
 from service.settings import Settings
 from service.web.files import BUILT, Console, WebFile, read_console
 
@@ -66,20 +67,15 @@ def file_response(request: Request, file: WebFile, *, vary: str = "Accept-Encodi
         **HEADERS,
         "ETag": etag,
         "Vary": vary,
-        "Cache-Control": "public, max-age=31536000, immutable" if file.immutable else "no-cache",
+        "Cache-Control": PUBLIC_FOR_GOOD if file.immutable else "no-cache",
     }
-    if _has(request, file.digest):
+    if is_current(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
     if file.gzipped is not None and _weights(request, "accept-encoding").get("gzip", 0.0) > 0:
         return Response(
             file.gzipped, headers=headers | {"Content-Encoding": "gzip"}, media_type=file.media_type
         )
     return Response(file.content, headers=headers, media_type=file.media_type)
-
-
-def _has(request: Request, digest: str) -> bool:
-    offered = request.headers.get("if-none-match", "")
-    return any(tag.strip().removeprefix("W/") in (f'"{digest}"', "*") for tag in offered.split(","))
 
 
 def _weights(request: Request, header: str) -> dict[str, float]:

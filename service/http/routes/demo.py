@@ -12,6 +12,7 @@ from starlette.responses import Response
 from demo.clips import LABELS, SPLITS, label_of, sample_files
 from service.errors import NotFound
 from service.http.auth import Key
+from service.http.caching import NO_PAGE, PRIVATE_FOR_GOOD
 from service.http.dependencies import DecodersDep, SettingsDep
 from service.http.errors import Refusal
 from service.http.openapi import answers
@@ -23,12 +24,7 @@ COUNT = 1_000_000
 """Clips of the split, which no model was trained on."""
 MOST_AT_ONCE = 256
 
-_HEADERS = {
-    "Cache-Control": "private, max-age=31536000, immutable",
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'",
-    "Cross-Origin-Resource-Policy": "same-site",
-}
+_HEADERS = {**NO_PAGE, "Cache-Control": PRIVATE_FOR_GOOD}
 
 ClipNumber = Annotated[
     int, Path(ge=FIRST, lt=FIRST + COUNT, description="Number of the clip.", examples=[FIRST + 1])

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from encoders.previews import MEDIA_TYPE
 from service.http.auth import Admin, Key
 from service.http.bodies import json_body
+from service.http.caching import NO_PAGE, PRIVATE_FOR_GOOD, is_current
 from service.http.dependencies import DecodersDep, EngineDep, SettingsDep, note
 from service.http.items import check_count, decode_canaries, decode_items
 from service.http.openapi import answers, json_request
@@ -33,9 +34,6 @@ from service.http.schemas import (
 router = APIRouter(prefix="/galleries", tags=["galleries"])
 MAX_PAGE = 1000
 ItemPath = Annotated[str, Path(min_length=1, max_length=512, description="The item's id.")]
-
-_REVALIDATE = "private, no-cache"
-_IMMUTABLE = "private, max-age=31536000, immutable"
 
 ITEMS_EXAMPLE = {
     "items": [
@@ -173,24 +171,13 @@ async def get_preview(
     preview = await engine.get_preview(gallery, id)
     tag = f'"{preview["version"]}"'
     headers = {
+        **NO_PAGE,
         "ETag": tag,
-        "Cache-Control": _IMMUTABLE if v == preview["version"] else _REVALIDATE,
-        "Content-Security-Policy": "default-src 'none'",
-        "X-Content-Type-Options": "nosniff",
-        # Pages of other sites cannot find out by an <img> which items there are.
-        "Cross-Origin-Resource-Policy": "same-site",
-        # What was fetched with a key is not shown from the browser's cache to whoever has none.
-        "Vary": "Authorization, X-Attune-Api-Key, X-Attune-Admin-Key",
+        "Cache-Control": PRIVATE_FOR_GOOD if v == preview["version"] else "private, no-cache",
     }
-    if _matches(if_none_match, tag):
+    if is_current(if_none_match, tag):
         return Response(status_code=304, headers=headers)
     return Response(preview["content"], headers=headers, media_type=MEDIA_TYPE)
-
-
-def _matches(if_none_match: str, tag: str) -> bool:
-    """As RFC 9110 compares them: weakly."""
-    known = (each.strip().removeprefix("W/") for each in if_none_match.split(","))
-    return any(each in ("*", tag) for each in known)
 
 
 @router.get(
