@@ -91,9 +91,9 @@ class Settings(BaseSettings):
     )
     allowed_hosts: tuple[str, ...] = Field(
         (),
-        description="Further host names (`attune.example.org`) that requests may be addressed to while there "
-        "is no admin key; without one a name with a dot that is not the machine's own is refused, because "
-        "any web page can make its name lead here.",
+        description="Further host names (`attune.example.org`) that requests may be addressed to while only "
+        "loopback is served, as behind a proxy. Others with a dot that are not the machine's own are "
+        "refused, unless there are API keys: any web page can make its name lead here.",
     )
 
     # Model and galleries

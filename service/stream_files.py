@@ -22,6 +22,9 @@ from service.tracks import Stream, Track
 LABEL_SETS = 16
 """Label sets that one stream may adapt to at most."""
 
+MOST_TRACKS = 1000
+"""Of a file from outside; every answer that shows the stream shows them all."""
+
 MOST_COUNT = 2**53
 """Counts of batches stay below it, so that every reader of JSON takes them for what they are."""
 _MOST_FIGURES = 64
@@ -118,6 +121,8 @@ def unpack_stream(data: bytes, tasks: Tasks, *, whole: bool = True) -> Unpacked:
         raise StateFileError(f"the file's guard is damaged: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise StateFileError(f"the file lacks {error}") from error
+    if whole and len(tracks) > MOST_TRACKS:
+        raise StateFileError(f"the file has more than {MOST_TRACKS} tracks")
     if len({track.gallery for track in tracks.values() if track.on_labels}) > LABEL_SETS:
         raise StateFileError(f"the file has more than {LABEL_SETS} label sets")
     for track in tracks.values():

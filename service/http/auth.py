@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from service.errors import Forbidden, Unauthorized
 from service.http.dependencies import SettingsDep
-from service.settings import Settings
+from service.settings import Settings, is_loopback
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="bearer", description="The admin key or an API key.")
 _admin_header = APIKeyHeader(
@@ -105,22 +105,22 @@ def refuse_foreign_page(scope: Scope) -> None:
 def refuse_foreign_name(scope: Scope) -> None:
     """A name of somebody else's, made to lead to this machine (DNS rebinding), must not open the server.
 
-    The browser takes a page of that name for the server's own. Only where there is no admin key, so where
-    loopback alone is served: by address, by a name without a dot, or by one that the settings allow.
+    The browser takes a page of that name for the server's own. Where loopback alone is served, that is by
+    address, by a name without a dot, or by one that the settings allow; unless every route wants a key.
 
     Raises:
         Forbidden: the request is addressed to another name.
     """
     app = scope.get("app")
     settings: Settings | None = None if app is None else app.state.settings
-    if settings is None or settings.admin_key is not None:
+    if settings is None or settings.api_keys or not is_loopback(settings.host):
         return
     name = _host_name(Headers(scope=scope).get("host", ""))
     if "." not in name or name.endswith(".localhost") or _is_address(name) or name in settings.allowed_hosts:
         return
     raise Forbidden(
-        "without an admin key this server answers to its address and to names of this machine only; see the "
-        "setting allowed_hosts"
+        "this server answers to its address and to names of this machine only; the setting allowed_hosts "
+        "names others"
     )
 
 

@@ -207,6 +207,19 @@ def test_a_file_of_too_many_label_sets_is_refused() -> None:
     assert len(unpack_stream(pack_stream(made, kind="stream"), known).tracks) == LABEL_SETS
 
 
+def test_a_file_from_outside_has_so_many_tracks_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.stream_files.MOST_TRACKS", 2)
+    known = tasks()
+    made = Stream("s", dict(known.defaults), 0.0, 0.0)
+    for number in range(3):
+        state = known.source_state(made.methods["retrieve"].method, "image->text")
+        track = Track(f"g{number}", "image->text", state)
+        made.tracks[track.name] = track
+    with pytest.raises(StateFileError, match="more than 2 tracks"):
+        unpack_stream(pack_stream(made, kind="snapshot"), known)
+    assert len(unpack_stream(pack_stream(made, kind="stream"), known, whole=False).tracks) == 3
+
+
 def test_a_classifiers_choice_without_tracks_does_not_matter_where_there_is_none() -> None:
     made = Stream("s", dict(tasks("tent").defaults), 0.0, 0.0)
     found = unpack_stream(pack_stream(made, kind="snapshot"), Tasks(ToyEncoder()))  # type: ignore[arg-type]

@@ -43,8 +43,23 @@ async def test_foreign_name_is_refused(http: httpx.AsyncClient, host: str, path:
     assert "allowed_hosts" in error["message"]
 
 
-@pytest.mark.parametrize("settings", [Settings(admin_key=SecretStr("k3y"))])
-async def test_with_an_admin_key_any_name_will_do(http: httpx.AsyncClient) -> None:
-    headers = {"Host": "attune.example", "Authorization": "Bearer k3y"}
+KEY = SecretStr("k3y")
+AUTHORIZED = {"Authorization": "Bearer k3y"}
+
+
+@pytest.mark.parametrize("settings", [Settings(admin_key=KEY)])
+async def test_foreign_name_is_refused_where_some_routes_want_no_key(http: httpx.AsyncClient) -> None:
+    failure(await http.get("/galleries", headers={"Host": "evil.example", **AUTHORIZED}), 403, "forbidden")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(admin_key=KEY, api_keys=(SecretStr("other"),)),
+        Settings(admin_key=KEY, host="0.0.0.0"),
+    ],
+)
+async def test_any_name_will_do_where_all_wants_a_key_or_others_are_served(http: httpx.AsyncClient) -> None:
+    headers = {"Host": "attune.example", **AUTHORIZED}
 
     assert (await http.get("/admin/streams", headers=headers)).status_code == 200
