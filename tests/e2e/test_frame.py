@@ -58,6 +58,11 @@ FAINT_TEXTS = """() => {
   return { faint, looked: seen.size };
 }"""
 
+IDS_TWICE = """() => {
+  const ids = [...document.querySelectorAll('[id]')].map((element) => element.id);
+  return ids.filter((id, place) => ids.indexOf(id) !== place);
+}"""
+
 # What a busy badge and something with a transition do, whatever the views hold now.
 MOVEMENT = """() => {
   const badge = Object.assign(document.createElement('span'), { className: 'badge busy' });
@@ -127,36 +132,33 @@ def test_the_keyboard_alone_walks_the_page(page: Page) -> None:
     expect(page.locator("main")).to_be_focused()
 
 
-@pytest.mark.parametrize("view", PAGES)
-def test_a_view_has_one_heading_and_names_for_all_controls(page: Page, view: str) -> None:
-    show(page, view)
-    assert nameless(page) == []
-    twice = page.evaluate("""() => {
-      const ids = [...document.querySelectorAll('[id]')].map((element) => element.id);
-      return ids.filter((id, place) => ids.indexOf(id) !== place);
-    }""")
-    assert twice == []
-
-
-@pytest.mark.parametrize("view", PAGES)
-def test_a_view_is_no_wider_than_a_phone(phone: Page, view: str) -> None:
-    show(phone, view)
-    wide = phone.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    assert wide == 0
-
-
-@pytest.mark.parametrize("view", PAGES)
-def test_a_view_can_be_read_in_light_and_in_dark(page: Page, view: str) -> None:
-    pictures = []
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        expect(page.locator("html")).to_have_attribute("data-theme", scheme)
+def test_every_view_has_names_for_its_controls_and_can_be_read_in_light_and_in_dark(page: Page) -> None:
+    """All views on one page: what takes the time is to load it."""
+    found = []
+    for view in PAGES:
         show(page, view)
-        read = page.evaluate(FAINT_TEXTS)
-        assert read["looked"] > 5
-        assert read["faint"] == [], scheme
-        pictures.append(page.screenshot())
-    assert pictures[0] != pictures[1]
+        found += [f"{view}: a {role} without a name" for role in nameless(page)]
+        found += [f"{view}: id {name} is there twice" for name in page.evaluate(IDS_TWICE)]
+        pictures = []
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            expect(page.locator("html")).to_have_attribute("data-theme", scheme)
+            read = page.evaluate(FAINT_TEXTS)
+            assert read["looked"] > 5, view
+            found += [f"{view}, {scheme}: {text}" for text in read["faint"]]
+            pictures.append(page.screenshot())
+        assert pictures[0] != pictures[1], view
+    assert found == []
+
+
+def test_no_view_is_wider_than_a_phone(phone: Page) -> None:
+    wide = {}
+    for view in PAGES:
+        show(phone, view)
+        wide[view] = phone.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+    assert wide == dict.fromkeys(PAGES, 0)
 
 
 def test_the_chosen_colours_outlive_the_page(page: Page) -> None:
@@ -237,3 +239,21 @@ def test_what_the_page_did_can_be_copied_by_keyboard(page: Page) -> None:
     page.get_by_role("button", name=re.compile("Delete gallery")).click()
     page.get_by_role("dialog").get_by_role("button", name="Delete gallery").click()
     expect(page.get_by_role("heading", level=1, name="Galleries")).to_be_visible()
+
+
+def test_a_tab_that_nobody_sees_lets_its_connection_go_and_comes_back(page: Page) -> None:
+    sight = """(state) => {
+      Object.defineProperty(document, 'visibilityState', { value: state, configurable: true });
+      document.dispatchEvent(new Event('visibilitychange'));
+    }"""
+    status = page.locator(".status")
+    expect(status).to_contain_text("live")
+    page.clock.install()
+    page.evaluate(sight, "hidden")
+    page.clock.fast_forward(14_000)
+    expect(status).to_contain_text("live")
+    page.clock.fast_forward(2_000)
+    expect(status).to_contain_text("connecting")
+    page.clock.resume()
+    page.evaluate(sight, "visible")
+    expect(status).to_contain_text("live")
