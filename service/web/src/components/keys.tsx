@@ -31,6 +31,7 @@ export function KeyDialog() {
             type="password"
             name="key"
             autocomplete="off"
+            autofocus
             required
             value={text}
             onInput={(event) => setText(event.currentTarget.value)}

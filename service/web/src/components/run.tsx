@@ -22,6 +22,13 @@ export function RunCard<Plan extends Planned, Batch>(props: {
   children: ComponentChildren;
 }) {
   const { id, runner } = props;
+  // What happens is worth seeing, and grows below the button.
+  const start =
+    props.start &&
+    (() => {
+      props.start?.();
+      document.getElementById(id)?.scrollIntoView({ behavior: "smooth" });
+    });
   return (
     <section class="card run" id={id} aria-labelledby={`${id}-title`}>
       <div class="card-head">
@@ -31,7 +38,7 @@ export function RunCard<Plan extends Planned, Batch>(props: {
           </h2>
           <p class="hint">{props.hint}</p>
         </div>
-        <Buttons runner={runner} start={props.start} />
+        <Buttons runner={runner} start={start} />
       </div>
       <div class={`run-plan ${id}-plan`}>{props.fields}</div>
       {runner.trouble.value && <Trouble>{runner.trouble.value}</Trouble>}

@@ -1,5 +1,6 @@
 import { useState } from "preact/hooks";
 import { keyKind, lastCall } from "../lib/api.ts";
+import { count } from "../lib/format.ts";
 import { asCurl, asPython } from "../lib/snippets.ts";
 import { say } from "../lib/state.ts";
 import { Dialog } from "./dialog.tsx";
@@ -13,6 +14,7 @@ export function CopyAs() {
   if (!call) return null;
   const key = keyKind(call.method, call.path);
   // Only while it is looked at: a call may hold megabytes of pictures.
+  const files = call.upload ? [call.upload.file] : (call.files ?? []);
   const code = !open ? "" : form === "curl" ? asCurl(call, location.origin, key) : asPython(call, location.origin, key);
   return (
     <>
@@ -33,6 +35,12 @@ export function CopyAs() {
           <pre class="code" tabIndex={0}>
             <code>{code}</code>
           </pre>
+          {files.length > 0 && (
+            <p class="hint">
+              {files.length === 1 ? "It reads the file it names" : `It reads the ${count(files.length)} files it names`}{" "}
+              from the folder in which it runs.
+            </p>
+          )}
           <footer>
             <button type="button" class="primary" onClick={() => void copy(code)}>
               Copy

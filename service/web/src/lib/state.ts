@@ -9,6 +9,8 @@ import type { Config, GalleryCard, Models, ServerFigures, StreamCard } from "./t
 
 export const config = signal<Config | null>(null);
 export const models = signal<Models | null>(null);
+/** Whether the encoder is the one that comes along, which has seen nothing but drawn scenes. */
+export const demoEncoder = computed(() => models.value?.encoder.name === "scenes-clip");
 export const galleries = signal<GalleryCard[]>([]);
 export const server = signal<ServerFigures | null>(null);
 export const streams = signal<ReadonlyMap<string, StreamCard>>(new Map());

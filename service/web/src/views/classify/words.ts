@@ -31,5 +31,6 @@ export function completion({ missing, completed_by: by }: Pick<Result, "missing"
 /** How unusual the sample is; empty where that is not known or it is not. */
 export function novelty(share: number | null | undefined): string {
   if (share === null || share === undefined || share < 0.95) return "";
-  return `Unusual: more so than ${percent(share, 0)} of clean samples, so the model may be out of its depth.`;
+  const most = share >= 0.995 ? "practically all" : percent(share, 0);
+  return `Unusual: more so than ${most} of clean samples, so the model may be out of its depth.`;
 }

@@ -4,7 +4,7 @@ import { Progress } from "../../components/fields.tsx";
 import { get, part } from "../../lib/api.ts";
 import { count, figure } from "../../lib/format.ts";
 import { link } from "../../lib/router.ts";
-import { config, messageOf, say } from "../../lib/state.ts";
+import { config, demoEncoder, messageOf, say } from "../../lib/state.ts";
 import type { GalleryCard, ItemPage } from "../../lib/types.ts";
 import { begin, type Job, job } from "./job.ts";
 import { type Entry, type Plan, plan, problemsFirst } from "./plan.ts";
@@ -69,6 +69,12 @@ export function AddItems({ card }: { card: GalleryCard }) {
           <small>with captions.tsv for their texts (file, tab, caption), or a .jsonl of id, text and payload</small>
         </span>
       </Drop>
+      {demoEncoder.value && (
+        <p class="hint galleries-after">
+          This server runs the demo encoder, which knows drawn scenes: photographs can be added, but are hardly found.
+          For those, start it with <code>ATTUNE_ENCODER</code>, a folder or a Hugging Face name.
+        </p>
+      )}
       <p role="status" class="unseen">
         {reading ? "Reading the files" : ours && !ours.running ? outcome(ours.report) : ""}
       </p>

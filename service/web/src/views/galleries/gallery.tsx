@@ -43,7 +43,7 @@ export function GalleryPage({ name }: { name: string }) {
     <div class="stack">
       <div>
         <p class="galleries-trail">
-          <a href={link("galleries")}>All galleries</a>
+          <a href={link("galleries")}>← All galleries</a>
         </p>
         <div class="row spread">
           <h1 class="galleries-name">{name}</h1>
@@ -87,8 +87,8 @@ function Facts({ card }: { card: GalleryCard }) {
         <span title={new Date(card.created_at * 1000).toLocaleString()}>created {ago(card.created_at)}</span>
         {card.status === "ready" && (
           <span class="galleries-fits">
-            <Badge kind="ok" title="Made by the encoder that this server runs">
-              fits the encoder
+            <Badge kind="ok" title="Its vectors come from the encoder that this server runs, so it can be searched">
+              made by this encoder
             </Badge>
           </span>
         )}

@@ -5,7 +5,7 @@ import { LearningFields } from "../../components/learning-fields.tsx";
 import { Preview } from "../../components/preview.tsx";
 import { prepared } from "../../lib/pictures.ts";
 import { link } from "../../lib/router.ts";
-import { config, galleries, gallery, models, say, tell } from "../../lib/state.ts";
+import { config, demoEncoder, galleries, gallery, models, say, tell } from "../../lib/state.ts";
 import type { Item, Target } from "../../lib/types.ts";
 import { methodChoices } from "./methods.ts";
 import {
@@ -26,7 +26,8 @@ async function takeFile(file: File): Promise<void> {
   const uri = await prepared(file, config.value?.limits.image_bytes ?? 20 << 20);
   const kept = file.name || "query.png";
   usePicture({ uri, name: kept });
-  say("The picture is the query now");
+  const what = caption.value.trim() ? "The picture and the words are the query now" : "The picture is the query now";
+  say(demoEncoder.value ? `${what}. The demo encoder knows drawn scenes, and photographs hardly.` : what);
 }
 
 /** What is asked, and of whom. */

@@ -58,7 +58,7 @@ function Compared({ answer }: { answer: Comparison }) {
         <section key={key} class="stack streams-compared-track">
           <h3>{keyTitle(key)}</h3>
           {track.in !== "both" && (
-            <p class="muted">Only {track.in === "first" ? titleOf(first) : titleOf(second)} has adapted here.</p>
+            <p class="muted">Only “{track.in === "first" ? titleOf(first) : titleOf(second)}” has adapted here.</p>
           )}
           {track.distance !== null && (
             <p>
