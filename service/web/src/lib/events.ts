@@ -12,6 +12,9 @@ const LONGEST_PAUSE_MS = 8000;
 const LONGEST_REFUSED_MS = 2000;
 /** The server sends something every ten seconds; after this long the connection is dead. */
 const SILENCE_MS = 25_000;
+/** A tab may be looked away from for so long without losing its connection. */
+const UNSEEN_MS = 15_000;
+const ENDLESS_MS = 2 ** 30;
 
 /** One connection that is kept for as long as the page lives. */
 export class EventFeed {
@@ -19,6 +22,8 @@ export class EventFeed {
   /** What the server says why it does not tell; empty: it does, or says nothing. */
   readonly refusal = signal("");
   private stopped = false;
+  private resting = false;
+  private restTimer = 0;
   private controller = new AbortController();
   private wake: () => void = () => undefined;
 
@@ -38,9 +43,12 @@ export class EventFeed {
       first = false;
     });
     window.addEventListener("online", this.retryNow);
+    document.addEventListener("visibilitychange", this.watchSight);
     return () => {
       this.stopped = true;
       dispose();
+      document.removeEventListener("visibilitychange", this.watchSight);
+      window.clearTimeout(this.restTimer);
       window.removeEventListener("online", this.retryNow);
       this.controller.abort();
       this.wake();
@@ -51,9 +59,28 @@ export class EventFeed {
     if (this.connection.value !== "live") this.wake();
   };
 
+  /** A tab that nobody sees lets its connection go: browsers open six to a server, for all tabs together. */
+  private readonly watchSight = (): void => {
+    window.clearTimeout(this.restTimer);
+    if (document.visibilityState === "hidden") {
+      this.restTimer = window.setTimeout(() => {
+        this.resting = true;
+        this.controller.abort();
+      }, UNSEEN_MS);
+    } else if (this.resting) {
+      this.resting = false;
+      this.wake();
+    }
+  };
+
   private async run(): Promise<void> {
     let pause = FIRST_PAUSE_MS;
     while (!this.stopped) {
+      if (this.resting) {
+        this.connection.value = "connecting";
+        await this.sleep(ENDLESS_MS);
+        continue;
+      }
       try {
         await this.listen(() => {
           pause = FIRST_PAUSE_MS;
@@ -65,7 +92,7 @@ export class EventFeed {
         this.refusal.value = error instanceof ApiError ? error.message : "";
       }
       if (this.stopped) return;
-      await this.sleep(this.connection.value === "locked" ? 2 ** 30 : pause);
+      await this.sleep(this.connection.value === "locked" ? ENDLESS_MS : pause);
       pause = Math.min(pause * 2, this.refusal.value ? LONGEST_REFUSED_MS : LONGEST_PAUSE_MS);
     }
   }
