@@ -1,6 +1,6 @@
 import "./run.css";
 import type { ComponentChildren } from "preact";
-import { useRef } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import { link } from "../lib/router.ts";
 import type { MethodChoice } from "../lib/methods.ts";
 import type { Planned, Run, Runner } from "../lib/runner.ts";
@@ -22,13 +22,20 @@ export function RunCard<Plan extends Planned, Batch>(props: {
   children: ComponentChildren;
 }) {
   const { id, runner } = props;
-  // What happens is worth seeing, and grows below the button.
+  const asked = useRef(false);
   const start =
     props.start &&
     (() => {
+      asked.current = true;
       props.start?.();
-      document.getElementById(id)?.scrollIntoView({ behavior: "smooth" });
     });
+  const seen = runner.going && Boolean(runner.run.value?.batches.length);
+  // What comes of it grows below the button; before the first batch there is too little to scroll to.
+  useEffect(() => {
+    if (!seen || !asked.current) return;
+    asked.current = false;
+    document.getElementById(id)?.scrollIntoView({ behavior: "smooth" });
+  }, [seen]);
   return (
     <section class="card run" id={id} aria-labelledby={`${id}-title`}>
       <div class="card-head">
