@@ -33,25 +33,38 @@ def running_server(
         yield url
         return
     with tempfile.TemporaryDirectory(prefix="attune-bench-") as folder:
-        port = port or free_port()
-        log = Path(folder) / "server.log"
-        values = {"encoder": encoder, "port": port, "data_folder": f"{folder}/data", **settings}
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ATTUNE_")}
-        environment |= {f"ATTUNE_{name.upper()}": str(value) for name, value in values.items()}
-        with log.open("wb") as output:
-            command = [sys.executable, "-m", "service.cli", "serve"]
-            process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-        address = f"http://127.0.0.1:{port}"
-        try:
-            wait_until_ready(address, process, log, start_s)
+        where = Path(folder)
+        with server_process(where, port=port, start_s=start_s, encoder=encoder, **settings) as (address, _):
             yield address
-        finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+
+
+@contextmanager
+def server_process(
+    folder: Path, *arguments: str, port: int | None = None, start_s: float = 120, **settings: object
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Address and process of `attune serve` with data and log in `folder`; ended at the end, if not before.
+
+    Raises RuntimeError as `running_server`.
+    """
+    port = port or free_port()
+    log = folder / "server.log"
+    values = {"port": port, "data_folder": folder / "data", **settings}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ATTUNE_")}
+    environment |= {f"ATTUNE_{name.upper()}": str(value) for name, value in values.items()}
+    with log.open("ab") as output:
+        command = [sys.executable, "-m", "service.cli", "serve", *arguments]
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(address, process, log, start_s)
+        yield address, process
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def free_port() -> int:

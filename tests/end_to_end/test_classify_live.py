@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,14 +17,13 @@ import pytest
 from typer.testing import CliRunner
 
 from attune import AttuneError, Client
-from benchmarks.server import free_port, wait_until_ready
+from benchmarks.server import server_process
 from encoders.cav_mae import save_cav_mae
 from service.cli import app
 from tests.encoders.av import CONFIG, lively_weights
 from tests.service.http.pictures import encoded, png
 from tests.service.http.sounds import tone, wav
 
-ROOT = Path(__file__).parents[2]
 COLOURS = ("red", "blue", "green", "yellow", "white", "gray")
 
 
@@ -56,31 +53,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def server(model: Path, folder: Path, **settings: object) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Address and process of `attune serve`; ended at the end, unless the test did it."""
-    port = free_port()
-    values: dict[str, object] = {
-        "port": port,
-        "data_folder": folder / "data",
-        "classifier": model,
-        "classify_method": "brimpr",
-        "demo_gallery_items": 0,
-        "torch_threads": 1,
-        **settings,
-    }
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ATTUNE_")}
-    environment |= {f"ATTUNE_{name.upper()}": str(value) for name, value in values.items()}
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        command = [sys.executable, "-m", "service.cli", "serve"]
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=ROOT)
-    try:
-        wait_until_ready(f"http://127.0.0.1:{port}", process, log, 120)
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        process.terminate()
-        process.wait(60)
+def server(
+    model: Path, folder: Path, **settings: object
+) -> AbstractContextManager[tuple[str, subprocess.Popen[bytes]]]:
+    """A server of the classifier alone."""
+    usual = {"classify_method": "brimpr", "demo_gallery_items": 0, "torch_threads": 1}
+    return server_process(folder, classifier=model, **{**usual, **settings})
 
 
 @pytest.fixture(scope="module")

@@ -3,51 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from attune import Client
-from benchmarks.server import free_port, wait_until_ready
+from benchmarks.server import server_process
 
-ROOT = Path(__file__).parents[2]
 TEXTS = [f"a red circle and {number} blue squares" for number in range(16)]
 
 
-@contextmanager
-def server(folder: Path, **settings: object) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Address and process of `attune serve` with the demo encoder; ended at the end, if not before."""
-    port = free_port()
-    values: dict[str, object] = {
-        "port": port,
-        "data_folder": folder / "data",
-        "classifier": "",
+def server(folder: Path, **settings: object) -> AbstractContextManager[tuple[str, subprocess.Popen[bytes]]]:
+    """A small server without a classifier, which looks for news often."""
+    usual = {
         "demo_gallery_items": 50,
         "torch_threads": 1,
         "events_interval_s": 0.1,
         "guard": '{"policy": "off"}',
-        **settings,
     }
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ATTUNE_")}
-    environment |= {f"ATTUNE_{name.upper()}": str(value) for name, value in values.items() if value != ""}
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        command = [sys.executable, "-m", "service.cli", "serve", "--classifier", ""]
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=ROOT)
-    try:
-        wait_until_ready(f"http://127.0.0.1:{port}", process, log, 120)
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        process.terminate()
-        process.wait(60)
+    return server_process(folder, "--classifier", "", **{**usual, **settings})
 
 
 def events(response: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:

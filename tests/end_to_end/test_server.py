@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
@@ -25,7 +22,7 @@ from PIL import Image
 from attune import AsyncClient, AttuneError, Client
 from benchmarks.corruptions.shift import Shift
 from benchmarks.datasets import load_split
-from benchmarks.server import free_port, running_server, wait_until_ready
+from benchmarks.server import running_server, server_process
 
 
 def png(seed: int = 0) -> bytes:
@@ -183,35 +180,15 @@ def test_a_client_that_hangs_up_leaves_the_server_well(address: str, client: Cli
     assert client.retrieve(text="a red star", adapt="off").hits
 
 
-@contextmanager
-def server_process(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """`attune serve` on a data folder of its own; the test may kill it."""
-    port = free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ATTUNE_")}
-    environment |= {
-        "ATTUNE_PORT": str(port),
-        "ATTUNE_DATA_FOLDER": str(folder / "data"),
-        "ATTUNE_DEMO_GALLERY_ITEMS": "40",
-        "ATTUNE_TORCH_THREADS": "1",
-        "ATTUNE_GUARD": '{"policy": "off"}',  # these tests send many texts that are almost the same
-    }
-    log = folder / "server.log"
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve"], env=environment, stdout=output, stderr=output
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        wait_until_ready(address, process, log, 120)
-        yield address, process
-    finally:
-        process.kill()
-        process.wait()
+def killable(folder: Path) -> AbstractContextManager[tuple[str, subprocess.Popen[bytes]]]:
+    """A server on a data folder of its own; the test may kill it."""
+    # These tests send many texts that are almost the same.
+    return server_process(folder, demo_gallery_items=40, torch_threads=1, guard='{"policy": "off"}')
 
 
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     texts = [f"a red star number {n}" for n in range(32)]
-    with server_process(tmp_path) as (address, process), Client(address) as client:
+    with killable(tmp_path) as (address, process), Client(address) as client:
         client.create_gallery("kept")
         client.upsert_items("kept", [{"id": f"t{n}", "text": text} for n, text in enumerate(texts)])
         client.retrieve(text=texts, stream="s", adapt="sync")
@@ -220,7 +197,7 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
         client.configure_stream("set", method="tcr_untrain", settings={"scale": 1.5})
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with server_process(tmp_path) as (address, _), Client(address) as client:
+    with killable(tmp_path) as (address, _), Client(address) as client:
         assert client.describe_gallery("kept")["items"] == 32
         assert client.restore_snapshot("s", "kept")["version"] == version == 1
         assert client.describe_stream("set")["settings"] == {"scale": 1.5}
@@ -240,7 +217,7 @@ def test_a_shutdown_answers_what_was_accepted_and_saves_the_states(tmp_path: Pat
             except AttuneError as error:
                 refused.append(error.code)
 
-    with server_process(tmp_path) as (address, process):
+    with killable(tmp_path) as (address, process):
         threads = [threading.Thread(target=ask, args=(address, number)) for number in range(6)]
         for thread in threads:
             thread.start()
@@ -252,7 +229,7 @@ def test_a_shutdown_answers_what_was_accepted_and_saves_the_states(tmp_path: Pat
         assert process.wait(timeout=60) in (0, -signal.SIGTERM)
     assert len(answered) + len(refused) == 6
     assert sorted(answered) == list(range(1, len(answered) + 1))
-    with server_process(tmp_path) as (address, _), Client(address) as client:
+    with killable(tmp_path) as (address, _), Client(address) as client:
         assert client.describe_stream("s")["version"] == len(answered)
 
 

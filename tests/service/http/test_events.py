@@ -170,6 +170,7 @@ async def test_all_listeners_share_one_poller_that_ends_with_the_last(
 ) -> None:
     await add(engine, "a", "b", "c")
     assert not app.state.events.polling
+    before = asyncio.all_tasks()
     async with Listening(app, "most=1") as one:
         await one.opened()
         await one.next("streams")
@@ -185,9 +186,8 @@ async def test_all_listeners_share_one_poller_that_ends_with_the_last(
         assert app.state.events.polling
         one.leave()
     assert not app.state.events.polling
-    asked = len(engine.listed)
-    await asyncio.sleep(0.15)
-    assert len(engine.listed) == asked
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(asyncio.all_tasks() - before), return_exceptions=True)
 
 
 async def test_a_slow_client_gets_the_latest_and_no_backlog(app: FastAPI, engine: FakeEngine) -> None:
