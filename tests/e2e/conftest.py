@@ -60,17 +60,24 @@ def address() -> Iterator[str]:
 
 
 @pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Page]:
-    """The console at 1280 pixels; a script's error, or a request to anywhere else, fails the test."""
-    yield from opened(browser, address, DESKTOP)
+def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
+    """The console at 1280 pixels; a script's error, or a request to anywhere else, fails the test.
+
+    It opens at the module's START, if that has one: the first view searches at once, which takes its time.
+    """
+    yield from opened(browser, address, DESKTOP, start_of(request))
 
 
 @pytest.fixture
-def phone(browser: Browser, address: str) -> Iterator[Page]:
-    yield from opened(browser, address, PHONE)
+def phone(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
+    yield from opened(browser, address, PHONE, start_of(request))
 
 
-def opened(browser: Browser, address: str, size: dict[str, int]) -> Iterator[Page]:
+def start_of(request: pytest.FixtureRequest) -> str:
+    return str(getattr(request.module, "START", "/"))
+
+
+def opened(browser: Browser, address: str, size: dict[str, int], start: str = "/") -> Iterator[Page]:
     context = browser.new_context(
         viewport=size, base_url=address, permissions=["clipboard-read", "clipboard-write"]
     )  # type: ignore[arg-type]
@@ -87,7 +94,7 @@ def opened(browser: Browser, address: str, size: dict[str, int]) -> Iterator[Pag
             failures.append(asked.url) if not asked.url.startswith((address, "data:", "blob:")) else None
         ),
     )
-    page.goto("/")
+    page.goto(start)
     page.get_by_role("navigation", name="Views").wait_for()
     yield page
     context.close()

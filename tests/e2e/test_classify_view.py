@@ -10,6 +10,8 @@ from playwright.sync_api import Locator, Page, expect
 
 from demo.clips import LABELS
 
+START = "/#/classify"
+
 # Remembers every device that is opened, so that a test can tell which are in use.
 WATCH_DEVICES = """() => {
   const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);

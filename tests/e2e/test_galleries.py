@@ -14,6 +14,8 @@ from playwright.sync_api import FilePayload, Page, Route, expect
 
 from demo.scenes import render, scenes
 
+START = "/#/galleries"
+
 
 @pytest.fixture
 def gallery(address: str) -> Iterator[str]:

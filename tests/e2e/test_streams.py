@@ -13,6 +13,7 @@ from playwright.sync_api import Locator, Page, expect
 from attune import Client
 from demo.scenes import scenes
 
+START = "/#/streams"
 BATCH = 16
 
 
