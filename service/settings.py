@@ -478,7 +478,9 @@ def load(**flags: Any) -> Settings:
     except ValidationError as error:
         raise ConfigurationError("\n".join(_readable(mistake) for mistake in error.errors())) from error
     except SettingsError as error:
-        raise ConfigurationError(f"{error} (tables are written as JSON in the environment)") from error
+        raise ConfigurationError(
+            f'{error} (in the environment lists and tables are written as JSON, such as ["one", "two"])'
+        ) from error
 
 
 def is_loopback(host: str) -> bool:

@@ -164,7 +164,8 @@ def announcement(settings: Settings, port: int) -> str:
     about = models if settings.role == "all" else "workers answer through Redis"
     return (
         f"Attune is ready at {url}  ({about}, gallery {settings.default_gallery})\n"
-        f"  docs    {url}/docs\n"
+        + (f"  console {url} in a browser\n" if settings.console else "")
+        + f"  docs    {url}/docs\n"
         f'  try it  attune query "a red circle"{option}\n'
         f"          curl {url}/retrieve -H 'Content-Type: application/json' "
         """-d '{"queries": [{"text": "a red circle"}]}'\n"""

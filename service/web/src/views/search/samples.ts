@@ -82,9 +82,12 @@ export async function enterGallery(): Promise<void> {
   else if (entered) await useFirst();
 }
 
+/** A different one with each visit: the stream learns from it, and shall not see the same query over and over. */
+const anyOf = (items: readonly Item[]): Item | undefined => items[Math.floor(Math.random() * items.length)];
+
 async function useFirst(): Promise<void> {
   const untouched = kinds.value.length === 0 || truth.value !== null;
-  const first = samples.value.find((item) => item.text) ?? samples.value.find((item) => item.preview);
+  const first = anyOf(samples.value.filter((item) => item.text)) ?? anyOf(samples.value.filter((item) => item.preview));
   if (untouched && first) {
     await useSample(first, first.text ? "words" : "picture");
     return;

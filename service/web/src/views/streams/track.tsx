@@ -221,7 +221,7 @@ const POLICIES: Record<string, string> = {
 /** Compared by the guard, with their names for people. */
 const COMPARED: [string, string][] = [
   ["modality_gap", "Modality gap"],
-  ["source_likeness", "Source likeness"],
+  ["source_likeness", "Unlike clean queries"],
   ["top1_similarity", "Nearest item's similarity"],
   ["uniformity", "Uniformity"],
   ["entropy_nats", "Entropy (nats)"],
@@ -239,7 +239,7 @@ function Guard({ track, now }: { track: Track; now: number }) {
       )}
       {compared.length > 0 && (
         <table class="streams-compared">
-          <caption class="unseen">The same queries, by both models</caption>
+          <caption>A sample of the same queries, by both models on one scale; the plots are by the method's</caption>
           <thead>
             <tr>
               <th scope="col">Last batch</th>
