@@ -6,6 +6,7 @@ python -m tests.e2e.screenshots docs
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,7 +124,7 @@ def take(
     visit(page)
     expect(page.locator(".status")).to_contain_text("live", timeout=PATIENCE_MS)
     page.wait_for_function(DRAWN)
-    page.screenshot(path=path)
+    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(path, optimize=True)
     context.close()
     print(path.name)
 
