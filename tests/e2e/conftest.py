@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -32,13 +33,15 @@ def chromium() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(os.path.dirname(__file__)):
-            item.add_marker(pytest.mark.e2e)
+    """These run after all others, which would meet the event loop of Playwright's thread."""
+    here = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+    for item in here:
+        item.add_marker(pytest.mark.e2e)
+    chosen = set(here)
+    items[:] = [*(item for item in items if item not in chosen), *here]
 
 
-# Of this package alone: while Playwright runs, its thread has an event loop that other tests would meet.
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     program = chromium()
     if program is None:
@@ -50,7 +53,7 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def address() -> Iterator[str]:
     """A server with the demo encoder, classifier and gallery, that everyone here uses: name streams apart."""
     built = os.environ.get("ATTUNE_CONSOLE_FOLDER")  # of whoever works on the page
