@@ -289,8 +289,7 @@ async def test_after_a_bad_query_the_rest_is_left(monkeypatch: pytest.MonkeyPatc
     body = CorruptBody(corruption="CS", queries=[CorruptQuery(text="a")] * 20)
     with pytest.raises(TooLarge):
         await corrupt_all(corruption_of(body), body.queries, CapacityLimiter(4), CapacityLimiter(2))
-    assert seen[0] == 0
-    assert len(seen) <= 2, "two threads of four may be at work"
+    assert set(seen) <= {0, 1}, "two threads of four may be at work"
 
 
 def corruption_of(body: CorruptBody) -> Corruption:
