@@ -571,7 +571,11 @@ async def test_a_restored_snapshot_continues_bit_exactly(real_engine: Engine, me
     tensors = _states(real_engine, learned)
     again = _states(real_engine, pack_stream(real_engine._backend.streams.find("s"), kind="snapshot"))
     assert tensors.keys() == again.keys()
-    assert all(torch.equal(value, again[name]) for name, value in tensors.items())
+    # By their bytes: figures that are not known are NaN, which equals nothing.
+    differing = [
+        name for name, value in tensors.items() if bytes(value.numpy()) != bytes(again[name].numpy())
+    ]
+    assert not differing
 
 
 async def _batches(engine: Engine, stream: str, count: int) -> int:
